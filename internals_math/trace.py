@@ -1,0 +1,248 @@
+"""What every topic's Config and Trace share: ranges, parsing, hashing, saving and loading.
+
+A topic declares
+
+    @dataclass(frozen=True)
+    class Config(TopicConfig):
+        layer: int = option(0, "decoder layer to show", minimum=0, maximum=2)
+
+    @dataclass(frozen=True, eq=False)
+    class Trace(TopicTrace):
+        config: Config
+        keys: Float[Tensor, "T d"]
+
+and both get their checks, `--set name=value`, hashes and safetensors files from here.
+"""
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import math
+import types
+import typing
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    minimum: float | None = None,
+    maximum: float | None = None,
+    choices: tuple[Any, ...] | None = None,
+) -> Any:
+    """Declare a Config field with its help text and the values it allows (inclusive bounds)."""
+    metadata = {"help": help, "minimum": minimum, "maximum": maximum, "choices": choices}
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class TopicConfig:
+    """Base of every topic's Config: each field is checked against the range that `option` gave it."""
+
+    def __post_init__(self) -> None:
+        for spec in fields(self):
+            _check_range(spec, getattr(self, spec.name))
+        self.check()
+
+    def check(self) -> None:
+        """Check what one field's range cannot say; raise ValueError with the sentence a user reads."""
+
+    @classmethod
+    def parse(cls, assignments: typing.Iterable[str]) -> Self:
+        """Make a Config from `name=value` texts, as the command line gives them.
+
+        Raises:
+            ValueError: unknown name (the nearest is suggested), a value of the wrong kind or out of range.
+        """
+        specs = {spec.name: spec for spec in fields(cls)}
+        hints = typing.get_type_hints(cls)
+        values: dict[str, Any] = {}
+        for assignment in assignments:
+            name, equals, text = assignment.partition("=")
+            if not equals:
+                raise ValueError(f"a setting must read name=value, got {assignment!r}")
+            name = name.strip()
+            if name not in specs:
+                close = difflib.get_close_matches(name, specs, n=1)
+                hint = f"did you mean {close[0]!r}? " if close else ""
+                raise ValueError(f"unknown setting {name!r}; {hint}allowed: {', '.join(specs)}")
+            values[name] = _parse_value(name, text.strip(), hints[name])
+        return cls(**values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as plain JSON values."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))
+
+    @property
+    def hash(self) -> str:
+        """Return 16 hex digits that change with any field."""
+        return _digest(type(self).__module__, json.dumps(self.to_dict(), sort_keys=True))
+
+
+def _check_range(spec: dataclasses.Field, value: Any) -> None:
+    low, high, choices = (spec.metadata.get(key) for key in ("minimum", "maximum", "choices"))
+    if choices is not None and value not in choices:
+        raise ValueError(f"{spec.name} must be one of {', '.join(map(str, choices))}, got {value!r}")
+    for item in value if isinstance(value, tuple) else (value,):
+        bounded = low is not None or high is not None
+        if bounded and (isinstance(item, str) or not math.isfinite(item)):
+            raise ValueError(f"{spec.name} must be {_range_text(low, high)}, got {value!r}")
+        if (low is not None and item < low) or (high is not None and item > high):
+            raise ValueError(f"{spec.name} must be {_range_text(low, high)}, got {value!r}")
+
+
+def _range_text(low: float | None, high: float | None) -> str:
+    if low is None:
+        return f"at most {high}"
+    return f"at least {low}" if high is None else f"in {low}..{high}"
+
+
+def _parse_value(name: str, text: str, kind: Any) -> Any:
+    """Turn command-line text into the field's type; `kind` is its annotation."""
+    origin = typing.get_origin(kind)
+    if origin in (typing.Union, types.UnionType):
+        options = typing.get_args(kind)
+        if type(None) in options and text.lower() == "none":
+            return None
+        return _parse_value(name, text, next(k for k in options if k is not type(None)))
+    if origin is typing.Literal:
+        return text
+    if origin is tuple:
+        return tuple(_parse_value(name, part.strip(), typing.get_args(kind)[0]) for part in text.split(",") if part)
+    if kind is bool:
+        if text.lower() in ("true", "yes", "1", "on"):
+            return True
+        if text.lower() in ("false", "no", "0", "off"):
+            return False
+        raise ValueError(f"{name} must be true or false, got {text!r}")
+    words = {int: "a whole number", float: "a number"}
+    try:
+        return kind(text)
+    except ValueError:
+        raise ValueError(f"{name} must be {words.get(kind, kind.__name__)}, got {text!r}") from None
+
+
+@dataclass(frozen=True, eq=False)
+class TopicTrace:
+    """Base of every topic's Trace: everything its scene draws, and nothing else.
+
+    A field is a Tensor, a number, bool, str or None, a tuple of str, a dict from str to one of these, or a frozen
+    dataclass whose columns have equal length. `to_flat` names the parts of the last two with dots.
+    """
+
+    def to_flat(self) -> dict[str, Any]:
+        """Return all fields but config under flat dotted names."""
+        flat: dict[str, Any] = {}
+        for spec in fields(self):
+            if spec.name != "config":
+                flat.update(_flatten(spec.name, getattr(self, spec.name)))
+        return flat
+
+    @property
+    def hash(self) -> str:
+        """Return 16 hex digits over every value, bit by bit."""
+        parts = [json.dumps(self.config.to_dict(), sort_keys=True)]  # type: ignore[attr-defined]
+        for name, value in self.to_flat().items():
+            parts += [name, _bytes(value) if isinstance(value, Tensor) else json.dumps(value)]
+        return _digest(*parts)
+
+    def save(self, path: Path, **provenance: str) -> None:
+        """Write one safetensors file; it is written aside and renamed, so it is whole or absent.
+
+        Args:
+            path: the file to make; its folder is made too.
+            provenance: what produced the values (checkpoint hash, versions), kept beside them.
+        """
+        flat = self.to_flat()
+        tensors = {name: value.detach().contiguous().clone() for name, value in flat.items() if isinstance(value, Tensor)}
+        rest = {name: value for name, value in flat.items() if not isinstance(value, Tensor)}
+        metadata = {
+            "config": json.dumps(self.config.to_dict()),  # type: ignore[attr-defined]
+            "values": json.dumps(rest),
+            "order": json.dumps(list(flat)),
+            "hash": self.hash,
+            "provenance": json.dumps(provenance),
+        }
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = path.with_name(f".{path.name}.part")
+        save_file(tensors, aside, metadata)
+        aside.replace(path)
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read a file that `save` wrote.
+
+        Raises:
+            ValueError: the file is damaged, foreign, or its values do not match its hash.
+        """
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata()
+                flat = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            flat.update(json.loads(metadata["values"]))
+            flat = {name: flat[name] for name in json.loads(metadata["order"])}
+            hints = {name: kind for name, kind in _hints(cls).items()}
+            config = hints["config"](**_tuples(json.loads(metadata["config"])))
+            trace = cls(config, **{n: _rebuild(n, kind, flat) for n, kind in hints.items() if n != "config"})  # type: ignore[call-arg]
+        except (SafetensorError, KeyError, TypeError, OSError, json.JSONDecodeError) as error:
+            raise ValueError(f"{path} is not a {cls.__module__} trace of this version: {error}") from error
+        if trace.hash != metadata["hash"]:
+            raise ValueError(f"{path} is damaged: its values do not match its hash {metadata['hash']}")
+        return trace
+
+
+def read_provenance(path: Path) -> dict[str, str]:
+    """Return what `TopicTrace.save` was told about the origin of the values in `path`."""
+    with safe_open(path, framework="pt") as file:
+        return json.loads(file.metadata()["provenance"])
+
+
+def _flatten(name: str, value: Any) -> dict[str, Any]:
+    if dataclasses.is_dataclass(value):
+        value = {spec.name: getattr(value, spec.name) for spec in fields(value)}
+    if isinstance(value, dict):
+        return {f"{name}.{key}": part for key, part in value.items()}
+    return {name: list(value) if isinstance(value, tuple) else value}
+
+
+def _rebuild(name: str, kind: Any, flat: dict[str, Any]) -> Any:
+    if dataclasses.is_dataclass(kind):
+        return kind(**{spec.name: _tuples(flat[f"{name}.{spec.name}"]) for spec in fields(kind)})  # type: ignore[operator]
+    if name in flat:
+        return _tuples(flat[name])
+    prefix = f"{name}."
+    return {key.removeprefix(prefix): _tuples(part) for key, part in flat.items() if key.startswith(prefix)}
+
+
+def _tuples(value: Any) -> Any:
+    """Turn the lists that JSON gives back into the tuples they were."""
+    if isinstance(value, dict):
+        return {key: _tuples(part) for key, part in value.items()}
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _hints(cls: type) -> dict[str, Any]:
+    """Return the field types in order; shape annotations stay as they are."""
+    return {spec.name: spec.type for spec in fields(cls)}
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    head = f"{tensor.dtype}{tuple(tensor.shape)}".encode()
+    return head + tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+
+
+def _digest(*parts: str | bytes) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        data = part.encode() if isinstance(part, str) else part
+        digest.update(len(data).to_bytes(8, "little") + data)
+    return digest.hexdigest()[:16]
