@@ -1,0 +1,29 @@
+"""A camera that lets the kit's pictures draw themselves; everything else stays Manim's."""
+
+import itertools
+from collections.abc import Iterable
+from typing import Any
+
+from manim import Camera, Mobject
+
+from scenes.kit import theme
+from scenes.kit.picture import Picture
+
+
+class KitCamera(Camera):
+    """Manim's camera, on the theme's background, for stock mobjects and Pictures in one order."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        kwargs.setdefault("background_color", theme.BACKGROUND)
+        super().__init__(**kwargs)
+
+    def capture_mobjects(self, mobjects: Iterable[Mobject], **kwargs: Any) -> None:
+        """Draw the mobjects back to front: runs of pictures draw themselves, other runs go to Manim."""
+        shown = self.get_mobjects_to_display(mobjects, **kwargs)
+        for is_picture, run in itertools.groupby(shown, lambda mobject: isinstance(mobject, Picture)):
+            if is_picture:
+                context = self.get_cairo_context(self.pixel_array)
+                for picture in run:
+                    picture.render_to(context)  # type: ignore[attr-defined]
+            else:
+                super().capture_mobjects(list(run), include_submobjects=False)
