@@ -61,7 +61,7 @@ _DARK = {
     "ZERO": "#1A1F28",
     "POSITIVE": "#F28A2E",
     "MAXIMUM": "#F4D35E",
-    "INK_ON_LIGHT": "#10141A",
+    "INK_ON_LIGHT": "#04060A",
     "INK_ON_DARK": "#F4F7FB",
 }
 _LIGHT = {
@@ -84,7 +84,7 @@ _LIGHT = {
     "ZERO": "#F1F2F0",
     "POSITIVE": "#D9660A",
     "MAXIMUM": "#B7791F",
-    "INK_ON_LIGHT": "#10141A",
+    "INK_ON_LIGHT": "#04060A",
     "INK_ON_DARK": "#FFFFFF",
 }
 THEMES = MappingProxyType({"dark": _DARK, "light": _LIGHT})

@@ -1,0 +1,94 @@
+"""Shapes without data: frames around things, arrows that carry them, lines that part them."""
+
+from collections.abc import Sequence
+from typing import Any, Self
+
+import numpy as np
+from manim import Mobject
+
+from scenes.kit import theme
+from scenes.kit.painter import Painter
+from scenes.kit.picture import Picture
+
+
+class Frame(Picture):
+    """A rounded outline; `Frame.around(grid)` marks what is in focus and can be animated to another place."""
+
+    animated = ("opacity", "tint")
+
+    def __init__(
+        self, width: float, height: float, *, color: str | None = None, line: float = theme.LINE, fill: str | None = None
+    ) -> None:
+        super().__init__(width, height)
+        self.line, self.fill = line, fill
+        self.tint = np.array(theme.rgb(color or theme.TEXT))
+
+    @classmethod
+    def around(cls, thing: Mobject, *, pad: float = 0.06, color: str | None = None, line: float = theme.LINE) -> "Frame":
+        """Return a frame around `thing`."""
+        return cls(thing.width + 2 * pad, thing.height + 2 * pad, color=color, line=line).move_to(thing)
+
+    def set_color(self, color: Any = None, family: bool = True) -> Self:
+        self.tint = np.array(theme.rgb(str(color)))
+        return self
+
+    def draw(self, painter: Painter) -> None:
+        width, height = self.local_width, self.local_height
+        color = theme.hex_color(tuple(self.tint))
+        painter.box(
+            -width / 2, -height / 2, width, height, fill=self.fill, stroke=color, line=self.line, radius=0.1
+        )
+
+
+class Stroke(Picture):
+    """A polyline through scene points, drawn up to `drawn` (0..1 of its length), with an arrow head if wanted."""
+
+    animated = ("opacity", "drawn", "path", "tint")
+
+    def __init__(
+        self,
+        *points: Sequence[float] | np.ndarray,
+        color: str | None = None,
+        line: float = theme.LINE,
+        head: float = 0.0,
+        dash: Sequence[float] | None = None,
+    ) -> None:
+        path = np.array([np.asarray(p, dtype=float)[:2] for p in points])
+        low, high = path.min(axis=0), path.max(axis=0)
+        size = np.maximum(high - low, 1e-3)
+        super().__init__(*size)
+        self.path = path - (low + high) / 2
+        self.line, self.head, self.dash = line, head, dash
+        self.drawn = np.array(1.0)
+        self.tint = np.array(theme.rgb(color or theme.LINES))
+        self.shift(np.array([*((low + high) / 2), 0.0]))
+
+    def draw_to(self, share: float) -> Self:
+        """Draw the first `share` of the length; `Stroke(...).draw_to(0)` then `.animate.draw_to(1)` draws it live."""
+        self.drawn = np.array(float(share))
+        return self
+
+    def draw(self, painter: Painter) -> None:
+        if self.drawn <= 0:
+            return
+        steps = np.linalg.norm(np.diff(self.path, axis=0), axis=1)
+        left = float(self.drawn) * steps.sum()
+        points = [self.path[0]]
+        for start, end, step in zip(self.path[:-1], self.path[1:], steps, strict=True):
+            if left <= 0:
+                break
+            points.append(start + (end - start) * min(1.0, left / step if step else 1.0))
+            left -= step
+        color = theme.hex_color(tuple(self.tint))
+        if len(points) < 2:
+            return
+        if self.head:
+            painter.polyline(points[:-1], stroke=color, line=self.line, dash=self.dash)
+            painter.arrow(points[-2], points[-1], color=color, line=self.line, head=self.head)
+        else:
+            painter.polyline(points, stroke=color, line=self.line, dash=self.dash)
+
+
+def arrow(start: Any, end: Any, *, color: str | None = None, line: float = theme.LINE, head: float = 0.18) -> Stroke:
+    """Return a straight arrow between two scene points."""
+    return Stroke(start, end, color=color or theme.MUTED, line=line, head=head)

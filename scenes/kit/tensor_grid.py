@@ -1,0 +1,261 @@
+"""TensorGrid: a matrix of real values as colored cells, with or without numbers, in one mobject."""
+
+import math
+from typing import Any, Self
+
+import numpy as np
+
+from scenes.kit import theme
+from scenes.kit.painter import Painter
+from scenes.kit.picture import Picture
+from scenes.kit.traced import Traced, format_number, require_traced
+from scenes.kit.typography import Style
+
+Which = int | slice | list[int] | None
+GAP = 0.035  # between cells
+FRAME_PAD = 0.07
+
+
+class TensorGrid(Picture):
+    """A (rows, columns) array as a heat map; a 1-D array is one row. NaN means "no cell here".
+
+    Args:
+        values: traced values to show.
+        map: "signed" (diverging around zero) or the name of a theme role (sequential from nothing to its color).
+        limit: the absolute value that gets the full color; by default the largest of `values`. Grids that are
+            compared need the same limit.
+        cell: width and height of a cell in frame units.
+        number: format of the number in a cell, None for color alone.
+        role: theme role of the frame around the grid, None for no frame.
+    """
+
+    animated = ("opacity", "shade", "presence", "emphasis", "ink", "frame_opacity")
+
+    def __init__(
+        self,
+        values: Traced,
+        *,
+        map: str = "signed",
+        limit: float | Traced | None = None,
+        cell: tuple[float, float] = (0.62, 0.5),
+        number: str | None = "+.1f",
+        number_size: float = theme.SMALL,
+        role: str | None = None,
+    ) -> None:
+        values = require_traced(values, "TensorGrid")
+        self.map, self.cell, self.number, self.role = map, cell, number, role
+        self.style = Style(number_size, "numbers")
+        matrix = _matrix(values)
+        self.limit = float(limit) if limit is not None else largest(matrix)
+        self._take(matrix)
+        rows, columns = self.values.shape
+        super().__init__(columns * cell[0], rows * cell[1])
+        self.presence = np.ones((rows, columns))
+        self.emphasis = np.ones((rows, columns))
+        self.ink = np.array(1.0)  # opacity of the numbers alone
+        self.frame_opacity = np.array(1.0)
+
+    def _take(self, matrix: Traced) -> None:
+        self.values = matrix
+        self.shade = np.asarray(matrix.values, dtype=float) / (self.limit or 1.0)
+        self.texts = None
+        if self.number is not None:
+            spec = self.number
+            self.texts = [[_cell_text(value, spec) for value in row] for row in matrix.values.tolist()]
+
+    # -- geometry ---------------------------------------------------------------------------------------------------
+
+    @property
+    def rows(self) -> int:
+        return self.values.shape[0]
+
+    @property
+    def columns(self) -> int:
+        return self.values.shape[1]
+
+    def _corner(self, row: float, column: float) -> tuple[float, float]:
+        """Return the local upper left corner of a cell."""
+        return column * self.cell[0] - self.local_width / 2, self.local_height / 2 - row * self.cell[1]
+
+    def cell_center(self, row: int, column: int) -> np.ndarray:
+        """Return the scene point in the middle of a cell; rows beyond the last are where they would be."""
+        x, y = self._corner(row % self.rows if row < 0 else row, column % self.columns if column < 0 else column)
+        return self.to_scene(x + self.cell[0] / 2, y - self.cell[1] / 2)
+
+    def row_center(self, row: int) -> np.ndarray:
+        """Return the scene point in the middle of a row; the row after the last is where it would be appended."""
+        x, y = self._corner(row % self.rows if row < 0 else row, self.columns / 2)
+        return self.to_scene(x, y - self.cell[1] / 2)
+
+    def column_center(self, column: int) -> np.ndarray:
+        """Return the scene point in the middle of a column."""
+        x, y = self._corner(self.rows / 2, column % self.columns if column < 0 else column)
+        return self.to_scene(x + self.cell[0] / 2, y)
+
+    def row(self, row: int, *, role: str | None = None) -> "TensorGrid":
+        """Return one row as a grid of its own, lying exactly over it."""
+        return self._part(self.values[row : row + 1] if row >= 0 else self.values[row:][:1], self.row_center(row), role)
+
+    def column(self, column: int, *, role: str | None = None) -> "TensorGrid":
+        """Return one column as a grid of its own, lying exactly over it."""
+        return self._part(self.values[:, column : column + 1], self.column_center(column), role)
+
+    def _part(self, values: Traced, center: np.ndarray, role: str | None) -> "TensorGrid":
+        part = TensorGrid(
+            values,
+            map=self.map,
+            limit=self.limit,
+            cell=self.cell,
+            number=self.number,
+            number_size=self.style.size,
+            role=role,
+        )
+        middle, right, _ = self._frame()
+        return part.scale(float(np.linalg.norm(right))).move_to(center)
+
+    # -- changes, all of them animatable ----------------------------------------------------------------------------
+
+    def set_values(self, values: Traced) -> Self:
+        """Show other values of the same shape: colors glide, numbers change over at half time."""
+        matrix = _matrix(require_traced(values, "set_values"))
+        if matrix.shape != self.values.shape:
+            raise ValueError(f"set_values needs the shape {self.values.shape}, got {matrix.shape}; see append_row")
+        self._take(matrix)
+        return self
+
+    def append_rows(self, values: Traced, *, keep: Any = (0, 1)) -> Self:
+        """Show a field with more rows below; they start hidden (then `.animate.show(rows=…)`).
+
+        `values` is the whole new matrix: a cache that grew is a longer view of the same field.
+        """
+        matrix = _matrix(require_traced(values, "append_rows"))
+        more = matrix.shape[0] - self.rows
+        if more < 0 or matrix.shape[1] != self.columns:
+            raise ValueError(f"append_rows needs more rows of {self.columns} columns, got shape {matrix.shape}")
+        self._take(matrix)
+        self.presence = np.vstack([self.presence, np.zeros((more, self.columns))])
+        self.emphasis = np.vstack([self.emphasis, np.ones((more, self.columns))])
+        return self.resize_local(self.local_width, matrix.shape[0] * self.cell[1], keep=keep)
+
+    def show(self, rows: Which = None, columns: Which = None) -> Self:
+        """Make cells visible."""
+        return self._set("presence", rows, columns, 1.0)
+
+    def hide(self, rows: Which = None, columns: Which = None) -> Self:
+        """Make cells invisible; the grid keeps its size."""
+        return self._set("presence", rows, columns, 0.0)
+
+    def recede(self, rows: Which = None, columns: Which = None) -> Self:
+        """Step cells back so that the others lead."""
+        return self._set("emphasis", rows, columns, 0.0)
+
+    def lead(self, rows: Which = None, columns: Which = None) -> Self:
+        """Give cells their full color again; alone it undoes every `recede`."""
+        return self._set("emphasis", rows, columns, 1.0)
+
+    def focus(self, rows: Which = None, columns: Which = None) -> Self:
+        """Let everything recede but these cells."""
+        self.emphasis = np.zeros_like(self.emphasis)
+        return self.lead(rows, columns)
+
+    def weigh_rows(self, weights: Traced) -> Self:
+        """Tint each row by its weight in 0..1 (relative to the largest)."""
+        weights = require_traced(weights, "weigh_rows")
+        share = np.nan_to_num(np.asarray(weights.values, dtype=float))
+        top = share.max() or 1.0
+        self.emphasis = np.repeat((share / top)[:, None], self.columns, axis=1)
+        return self
+
+    def hide_numbers(self) -> Self:
+        """Leave the colors alone."""
+        self.ink = np.array(0.0)
+        return self
+
+    def show_numbers(self) -> Self:
+        self.ink = np.array(1.0)
+        return self
+
+    def _set(self, name: str, rows: Which, columns: Which, amount: float) -> Self:
+        state = getattr(self, name).copy()
+        state[_pick(rows), _pick(columns) if not isinstance(columns, list) else columns] = amount
+        setattr(self, name, state)
+        return self
+
+    # -- drawing ----------------------------------------------------------------------------------------------------
+
+    def blend(self, start: "TensorGrid", end: "TensorGrid", alpha: float) -> None:
+        nearer = start if alpha < 0.5 else end
+        self.values, self.texts, self.limit, self.role = nearer.values, nearer.texts, nearer.limit, nearer.role
+        if start.texts != end.texts and start.values.shape == end.values.shape:
+            self.ink = self.ink * abs(2 * alpha - 1)
+
+    def draw(self, painter: Painter) -> None:
+        width, height = self.cell
+        background, now = theme.BACKGROUND, theme.current()
+        if self.role is not None and self.frame_opacity > 0 and self.presence.any():
+            self._draw_frame(painter)
+        rows, columns = self.shade.shape
+        radius = min(0.05, width / 8)
+        baseline = (height + self.style.size) / 2
+        for i in range(rows):
+            for j in range(columns):
+                presence, share = self.presence[i, j], self.shade[i, j]
+                if presence <= 0 or math.isnan(share):
+                    continue
+                color = theme.signed_color(share) if self.map == "signed" else theme.sequential_color(share, self.map)
+                emphasis = theme.DIMMED + (1 - theme.DIMMED) * self.emphasis[i, j]
+                if emphasis < 1:
+                    color = theme.mix(background, color, round(emphasis * 32) / 32)
+                x, y = self._corner(i, j)
+                painter.box(
+                    x + GAP / 2, y - height + GAP / 2, width - GAP, height - GAP, fill=color, radius=radius, opacity=presence
+                )
+                if self.texts is not None and self.ink > 0:
+                    ink = theme.ink_on(color, now)
+                    if self.emphasis[i, j] < 1:
+                        ink = theme.mix(color, ink, 0.62 + 0.38 * round(self.emphasis[i, j] * 8) / 8)
+                    painter.text(
+                        self.texts[i][j], x + width / 2, y - baseline, self.style, color=ink, opacity=presence * self.ink
+                    )
+
+    def _draw_frame(self, painter: Painter) -> None:
+        """Frame the rows that are there; a hidden last row does not count."""
+        visible = self.presence.max(axis=1)
+        bottom = self.local_height / 2 - float(visible.sum()) * self.cell[1]
+        top = self.local_height / 2
+        if visible[0] < 1 and visible.sum() < len(visible):  # rows hidden at the top: frame the whole grid
+            bottom = -self.local_height / 2
+        painter.box(
+            -self.local_width / 2 - FRAME_PAD,
+            bottom - FRAME_PAD,
+            self.local_width + 2 * FRAME_PAD,
+            top - bottom + 2 * FRAME_PAD,
+            stroke=getattr(theme, self.role or "LINES"),
+            radius=0.09,
+            opacity=float(self.frame_opacity),
+        )
+
+    def ledger(self) -> list[tuple[str, str]]:
+        shown = [(i, j) for i, j in zip(*np.nonzero(self.presence > 0), strict=True)]
+        if self.texts is None or self.ink <= 0:
+            return [(f"{len(shown)} colors", self.values.origin)]
+        return [(self.texts[i][j], self.values[i, j].origin) for i, j in shown if self.texts[i][j]]
+
+
+def largest(*values: Traced) -> float:
+    """Return the largest absolute value, the natural limit of a color scale that several grids share."""
+    return max(float(np.nanmax(np.abs(v.values))) for v in values)
+
+
+def _matrix(values: Traced) -> Traced:
+    if values.ndim > 2:
+        raise ValueError(f"TensorGrid shows 1 or 2 dimensions, {values.origin} has shape {values.shape}")
+    return values if values.ndim == 2 else values.reshape(1, -1)
+
+
+def _pick(which: Which) -> Any:
+    return slice(None) if which is None else which
+
+
+def _cell_text(value: float, spec: str) -> str:
+    return "" if math.isnan(value) else format_number(value, spec)

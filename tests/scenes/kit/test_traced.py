@@ -1,0 +1,96 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from scenes.kit.traced import Traced, TracedText, allow_notation, format_number, read_text, require_traced, traced
+
+KEYS = Traced("keys", np.arange(24.0).reshape(4, 6))
+
+
+@pytest.mark.parametrize(
+    ("view", "origin"),
+    [
+        (KEYS, "keys"),
+        (KEYS[2], "keys[2, :]"),
+        (KEYS[-1, 3], "keys[3, 3]"),
+        (KEYS[1:3, ::2], "keys[1:3, [0, 2, 4]]"),
+        (KEYS.T[4], "keys[:, 4]"),
+        (KEYS.reshape(2, 12)[1], "keys[2:4, :]"),
+        (KEYS.transpose(1, 0)[0, 0], "keys[0, 0]"),
+    ],
+)
+def test_a_view_names_the_cells_it_shows(view, origin):
+    assert view.origin == origin
+
+
+@given(st.integers(0, 3), st.integers(0, 5), st.booleans())
+def test_every_cell_of_every_view_still_names_its_own_place(row, column, flip):
+    view = KEYS.T if flip else KEYS
+    cell = view[column, row] if flip else view[row, column]
+    assert cell.origin == f"keys[{row}, {column}]"
+    assert float(cell) == row * 6 + column
+
+
+@pytest.mark.parametrize("compute", [lambda v: v + 1, lambda v: 2 * v, lambda v: v - v, lambda v: -v, lambda v: v / 2])
+def test_arithmetic_is_refused_because_a_scene_never_computes(compute):
+    with pytest.raises(TypeError, match="a scene draws and never computes: keys is in the Trace"):
+        compute(KEYS)
+
+
+def test_a_number_that_numpy_computed_has_no_origin_and_is_refused():
+    with pytest.raises(TypeError, match=r"Bars shows values of the Trace .* got ndarray"):
+        require_traced(np.sum(KEYS, axis=0), "Bars")
+
+
+def test_traced_values_cannot_be_written_to():
+    with pytest.raises(ValueError, match="read-only"):
+        KEYS.values[0, 0] = 7
+
+
+def test_a_formatted_value_carries_its_origin_into_the_text():
+    read = read_text(f"loss {KEYS[1, 2]:.2f} nats after {TracedText('fox', 'tokens[5]')}")
+    assert read.plain == "loss 8.00 nats after fox"
+    assert read.parts == (("8.00", "keys[1, 2]"), ("fox", "tokens[5]"))
+
+
+@pytest.mark.parametrize("text", ["42 rows", f"{float(KEYS[1, 1]):.1f}", "16.4× less work"])
+def test_a_typed_or_computed_number_is_refused(text):
+    with pytest.raises(ValueError, match="has no origin"):
+        read_text(text)
+
+
+def test_a_proper_name_may_hold_digits_when_the_scene_lists_it():
+    allow_notation(["Llama-2-7B"])
+    assert read_text("Llama-2-7B").plain == "Llama-2-7B"
+    with pytest.raises(ValueError, match="has no origin"):
+        read_text("Llama-2-13B")
+    allow_notation([])
+
+
+@pytest.mark.parametrize(
+    ("value", "spec", "text"),
+    [
+        (524288, "binary", "512 KiB"),
+        (2**31, "binary", "2 GiB"),
+        (700, "binary", "700 B"),
+        (1500, "binary", "1.5 KiB"),
+        (43744, "count", "43.7 K"),
+        (-1.26, "+.1f", "−1.3"),
+        (-0.04, "+.1f", "0.0"),
+        (0.04, "+.1f", "0.0"),
+        (4.8e-7, ".1e", "4.8 × 10⁻⁷"),
+        (0.0, ".1e", "0"),
+        (4096, ",", "4,096"),
+    ],
+)
+def test_numbers_are_written_as_people_write_them(value, spec, text):
+    assert format_number(value, spec) == text
+
+
+def test_trace_fields_of_every_kind_become_traced():
+    assert traced(torch.ones(2, 3), "x")[1].origin == "x[1, :]"
+    assert traced(3, "n").origin == "n"
+    assert traced(("a", "b"), "tokens")[1].origin == "tokens[1]"
+    assert traced({"full": 1.5}, "loss")["full"].origin == "loss.full"
