@@ -62,7 +62,7 @@ _DARK = {
     "POSITIVE": "#F28A2E",
     "MAXIMUM": "#F4D35E",
     "INK_ON_LIGHT": "#04060A",
-    "INK_ON_DARK": "#F4F7FB",
+    "INK_ON_DARK": "#FFFFFF",
 }
 _LIGHT = {
     "BACKGROUND": "#FBFBF9",
