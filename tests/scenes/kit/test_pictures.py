@@ -7,6 +7,7 @@ from manim import LEFT, RIGHT
 
 from scenes.kit import theme
 from scenes.kit.label import Label, Readout
+from scenes.kit.memory_blocks import MemoryBlocks
 from scenes.kit.painter import Painter
 from scenes.kit.tensor_grid import TensorGrid
 from scenes.kit.token_row import RowNames, TokenRow
@@ -143,3 +144,14 @@ def test_a_token_row_shows_only_tokens_of_the_trace():
     assert TokenRow(TOKENS).ledger()[1] == ("one", "tokens[1]")
     with pytest.raises(TypeError, match="shows tokens of the Trace"):
         TokenRow(["one"])
+
+
+def test_a_slot_of_memory_is_filled_to_its_traced_share():
+    blocks = MemoryBlocks(Traced("fill", np.array([1.0, 0.5, 0.0])), columns=3, slot=(1.0, 1.0), roles="KEY")
+    image = pixels(blocks)
+    left, right = np.array([-0.25, 0, 0]), np.array([0.25, 0, 0])
+    assert color_at(image, blocks.slot_center(1) + left) == theme.KEY
+    assert color_at(image, blocks.slot_center(1) + right) == theme.SURFACE
+    assert color_at(image, blocks.slot_center(2)) == theme.SURFACE
+    with pytest.raises(ValueError, match=r"fill must be a share in 0\.\.1"):
+        MemoryBlocks(Traced("fill", np.array([1.5])), columns=1)
