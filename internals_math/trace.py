@@ -85,7 +85,7 @@ class TopicConfig:
     @property
     def hash(self) -> str:
         """Return 16 hex digits that change with any field."""
-        return _digest(type(self).__module__, json.dumps(self.to_dict(), sort_keys=True))
+        return digest(type(self).__module__, json.dumps(self.to_dict(), sort_keys=True))
 
 
 def _check_range(spec: dataclasses.Field, value: Any) -> None:
@@ -153,7 +153,7 @@ class TopicTrace:
         parts = [json.dumps(self.config.to_dict(), sort_keys=True)]  # type: ignore[attr-defined]
         for name, value in self.to_flat().items():
             parts += [name, _bytes(value) if isinstance(value, Tensor) else json.dumps(value)]
-        return _digest(*parts)
+        return digest(*parts)
 
     def save(self, path: Path, **provenance: str) -> None:
         """Write one safetensors file; it is written aside and renamed, so it is whole or absent.
@@ -240,7 +240,7 @@ def _bytes(tensor: Tensor) -> bytes:
     return head + tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
-def _digest(*parts: str | bytes) -> str:
+def digest(*parts: str | bytes) -> str:
     digest = hashlib.sha256()
     for part in parts:
         data = part.encode() if isinstance(part, str) else part

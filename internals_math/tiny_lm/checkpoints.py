@@ -1,0 +1,106 @@
+"""Checkpoints: safetensors files that say what they are, committed for the base models, cached for the others."""
+
+import hashlib
+import json
+import os
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from platformdirs import user_cache_dir
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from internals_math.tiny_lm.model import ModelConfig, TinyLM
+
+FORMAT = "llm-internals tiny LM 1"
+COMMITTED = Path(__file__).parent / "checkpoints"
+
+
+def cache_folder() -> Path:
+    """Return where results that can be made again are kept; LLM_INTERNALS_CACHE chooses another place."""
+    return Path(os.environ.get("LLM_INTERNALS_CACHE") or user_cache_dir("llm-internals"))
+
+
+def save_checkpoint(path: Path, model: TinyLM, **facts: Any) -> Path:
+    """Write the model and its facts (recipe, seed, loss, floor …); written aside and renamed."""
+    metadata = {
+        "format": FORMAT,
+        "config": json.dumps(model.config.to_dict()),
+        "facts": json.dumps({**facts, "torch": torch.__version__}),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.part")
+    save_file({name: value.contiguous() for name, value in model.state_dict().items()}, aside, metadata)
+    aside.replace(path)
+    return path
+
+
+def read_checkpoint(path: Path) -> TinyLM:
+    """Load a model.
+
+    Raises:
+        ValueError: the file is missing, truncated, or not a checkpoint of this project.
+    """
+    metadata, weights = _open(path)
+    model = TinyLM(ModelConfig(**json.loads(metadata["config"])))
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ValueError(f"{path} does not hold the weights its own description promises: {error}") from error
+    return model.eval().requires_grad_(False)
+
+
+def read_facts(path: Path) -> dict[str, Any]:
+    """Return what a checkpoint says of itself: recipe, seed, steps, loss, entropy floor, corpus hash, versions.
+
+    Raises:
+        ValueError: as `read_checkpoint`.
+    """
+    return json.loads(_open(path)[0]["facts"])
+
+
+def file_hash(path: Path) -> str:
+    """Return 16 hex digits over the file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+
+
+def committed_path(name: str) -> Path:
+    """Return where the committed checkpoint `name` is or would be."""
+    return COMMITTED / f"{name}.safetensors"
+
+
+def committed_names() -> tuple[str, ...]:
+    """Return the checkpoints that come with the project."""
+    return tuple(sorted(path.stem for path in COMMITTED.glob("*.safetensors")))
+
+
+@cache
+def load(name: str = "base") -> TinyLM:
+    """Return a committed model, frozen and ready to use; the same object at each call.
+
+    Raises:
+        ValueError: no such checkpoint, or a damaged file.
+    """
+    if name not in committed_names():
+        raise ValueError(
+            f"checkpoint must be one of {', '.join(committed_names())}, got {name!r}; "
+            "others are trained on demand (`llm-internals train --help`)"
+        )
+    return read_checkpoint(committed_path(name))
+
+
+def _open(path: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
+    if not path.is_file():
+        raise ValueError(f"there is no checkpoint at {path}; `llm-internals train` makes it")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is truncated or not a safetensors file ({error}); make it again with "
+                         "`llm-internals train`") from error  # fmt: skip
+    if metadata.get("format") != FORMAT:
+        raise ValueError(f"{path} is not a checkpoint of the tiny LM (format {metadata.get('format')!r})")
+    return metadata, weights

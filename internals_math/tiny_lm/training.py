@@ -1,0 +1,208 @@
+"""One recipe for every training run of the series, deterministic on one thread.
+
+Muon (Jordan 2024: Nesterov momentum, orthogonalised by five Newton-Schulz steps) moves the block matrices, AdamW the
+embedding and the norms; 50 steps of warm-up, then linearly to zero. Measured: AdamW alone reaches the floor on tales
+but forms induction late or not at all within the same number of steps.
+"""
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from internals_math.gpt_pretraining import next_token_loss, token_surprisal
+from internals_math.tiny_lm.datasets import Corpus
+from internals_math.tiny_lm.model import ModelConfig, TinyLM
+from internals_math.tiny_lm.vocabulary import PAD
+
+OnStep = Callable[[int, int, float], None]  # (steps done, steps in all, loss of the last step)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The settings of a run; a run is a function of recipe, model seed and corpus alone."""
+
+    steps: int = 1600
+    batch_size: int = 32
+    muon_lr: float = 0.01  # 0 = AdamW for everything
+    adam_lr: float = 0.005
+    adam_betas: tuple[float, float] = (0.9, 0.98)
+    warmup: int = 50
+    clip: float | None = None
+    constant_share: float = 0.0  # of the run at full rate before the linear decay
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.batch_size < 1:
+            raise ValueError(f"steps and batch_size must be at least 1, got {self.steps} and {self.batch_size}")
+
+    def rate(self, step: int) -> float:
+        """Return the share of the full learning rate at a step, counted from 0."""
+        if step < self.warmup:
+            return (step + 1) / self.warmup
+        decay_from = max(self.warmup, round(self.constant_share * self.steps))
+        return min(1.0, (self.steps - step) / max(1, self.steps - decay_from))
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum whose update is orthogonalised: every direction of a matrix moves at the same speed."""
+
+    def __init__(self, params: Any, lr: float, momentum: float = 0.95) -> None:
+        super().__init__(params, {"lr": lr, "momentum": momentum})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for weight in group["params"]:
+                if weight.grad is None:
+                    continue
+                state = self.state[weight]
+                if "momentum" not in state:
+                    state["momentum"] = torch.zeros_like(weight)
+                momentum = state["momentum"]
+                momentum.mul_(group["momentum"]).add_(weight.grad)
+                update = orthogonalize(weight.grad + group["momentum"] * momentum)
+                scale = math.sqrt(max(1.0, weight.shape[0] / weight.shape[1]))
+                weight.add_(update, alpha=-group["lr"] * scale)
+
+
+def orthogonalize(matrix: Float[Tensor, "rows columns"], steps: int = 5) -> Float[Tensor, "rows columns"]:
+    """Push all singular values towards 1 by the quintic Newton-Schulz iteration of Muon."""
+    a, b, c = 3.4445, -4.775, 2.0315
+    x = matrix / (matrix.norm() + 1e-7)
+    tall = x.shape[0] > x.shape[1]
+    x = x.T if tall else x
+    for _ in range(steps):
+        gram = x @ x.T
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x.T if tall else x
+
+
+def train(
+    model: TinyLM,
+    corpus: Corpus,
+    recipe: Recipe | None = None,
+    *,
+    seed: int = 0,
+    labels: Tensor | None = None,
+    snapshots: Sequence[int] = (),
+    on_step: OnStep | None = None,
+) -> dict[int, dict[str, Tensor]]:
+    """Train `model` in place; returns its state dict at each step named in `snapshots` (0 = before training).
+
+    Args:
+        corpus: documents; every epoch shuffles them with the run's own generator.
+        labels: (N, T) unshifted, -100 = ignored; by default every token but <pad>.
+        on_step: told (steps done, steps in all, loss) after each step.
+    """
+    recipe = recipe or Recipe()
+    labels = corpus.labels() if labels is None else labels
+    generator = torch.Generator().manual_seed(seed)
+    optimizers = make_optimizers(model, recipe)
+    base_rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
+    kept = {0: _snapshot(model)} if 0 in snapshots else {}
+    batches = _batches(corpus, recipe.batch_size, generator)
+    with one_thread():
+        for step in range(recipe.steps):
+            rows = next(batches)
+            width = int(corpus.lengths[rows].max())  # trimmed to the longest document
+            loss = next_token_loss(model(corpus.ids[rows, :width]), labels[rows, :width])
+            for optimizer, rates in zip(optimizers, base_rates, strict=True):
+                optimizer.zero_grad()
+                for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                    group["lr"] = rate * recipe.rate(step)
+            loss.backward()
+            if recipe.clip is not None:
+                torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
+            for optimizer in optimizers:
+                optimizer.step()
+            if step + 1 in snapshots:
+                kept[step + 1] = _snapshot(model)
+            if on_step is not None:
+                on_step(step + 1, recipe.steps, float(loss.detach()))
+    return kept
+
+
+def make_optimizers(model: torch.nn.Module, recipe: Recipe) -> list[torch.optim.Optimizer]:
+    """Return Muon for the block matrices (if the recipe has a rate for it) and AdamW for the rest."""
+    named = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
+    matrices = [weight for name, weight in named if recipe.muon_lr > 0 and weight.ndim == 2 and ".layers." in name]
+    chosen = {id(weight) for weight in matrices}
+    others = [weight for _, weight in named if id(weight) not in chosen]
+    optimizers: list[torch.optim.Optimizer] = []
+    if matrices:
+        optimizers.append(Muon(matrices, lr=recipe.muon_lr))
+    if others:
+        optimizers.append(torch.optim.AdamW(others, lr=recipe.adam_lr, betas=recipe.adam_betas, weight_decay=0.0))
+    return optimizers
+
+
+@torch.no_grad()
+def evaluate(model: TinyLM, corpus: Corpus, *, batch_size: int = 100, **forward: Any) -> float:
+    """Return the held-out loss in nats per predicted token; keyword arguments go to the model's forward."""
+    total, count = 0.0, 0
+    for start in range(0, len(corpus.ids), batch_size):
+        surprisals = token_losses(model, corpus.ids[start : start + batch_size], **forward)
+        total += float(surprisals.double().sum())
+        count += int((corpus.lengths[start : start + batch_size] - 1).sum())
+    return total / count
+
+
+@torch.no_grad()
+def token_losses(model: TinyLM, ids: Tensor, **forward: Any) -> Float[Tensor, "N T_pred"]:
+    """Return the model's surprisal at every token after the first; 0 on <pad>."""
+    targets = ids[:, 1:].masked_fill(ids[:, 1:] == PAD, -100)
+    return token_surprisal(model(ids, **forward)[:, :-1], targets)
+
+
+def fine_tune(
+    model: TinyLM, corpus: Corpus, *, steps: int = 150, batch_size: int = 16, learning_rate: float = 2e-3, seed: int = 0,
+    **train_arguments: Any,
+) -> TinyLM:  # fmt: skip
+    """Return a copy of `model` trained on with AdamW (no Muon), the recipe of every fine-tuning topic."""
+    tuned = copy_of(model)
+    recipe = Recipe(steps=steps, batch_size=batch_size, muon_lr=0.0, adam_lr=learning_rate, warmup=5)
+    train(tuned, corpus, recipe, seed=seed, **train_arguments)
+    return tuned
+
+
+def continue_training(model: TinyLM, corpus: Corpus, steps: int, *, learning_rate: float = 3e-3, seed: int = 0) -> TinyLM:
+    """Return a copy of `model` trained on with more of the base stream (AdamW)."""
+    return fine_tune(model, corpus, steps=steps, batch_size=32, learning_rate=learning_rate, seed=seed)
+
+
+def copy_of(model: TinyLM, config: ModelConfig | None = None) -> TinyLM:
+    """Return a model of the same shape (or of `config`) with the same weights where the shapes agree."""
+    clone = TinyLM(config or replace(model.config))
+    clone.load_state_dict(model.state_dict())
+    return clone
+
+
+def _batches(corpus: Corpus, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
+    count = len(corpus.ids)
+    while True:
+        order = torch.randperm(count, generator=generator)
+        for start in range(0, count - min(batch_size, count) + 1, batch_size):
+            yield order[start : start + batch_size]
+
+
+def _snapshot(model: TinyLM) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in model.state_dict().items()}
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Run on one thread, so that sums are added in the same order on every machine of the same kind."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
