@@ -145,13 +145,21 @@ def make_optimizers(model: torch.nn.Module, recipe: Recipe) -> list[torch.optim.
 
 
 @torch.no_grad()
-def evaluate(model: TinyLM, corpus: Corpus, *, batch_size: int = 100, **forward: Any) -> float:
-    """Return the held-out loss in nats per predicted token; keyword arguments go to the model's forward."""
+def evaluate(
+    model: TinyLM, corpus: Corpus, *, labels: Tensor | None = None, batch_size: int = 100, **forward: Any
+) -> float:
+    """Return the held-out loss in nats per predicted token; keyword arguments go to the model's forward.
+
+    `labels` (N, T), unshifted, says which tokens count (-100 = ignored); by default all but <pad>.
+    """
+    labels = corpus.labels() if labels is None else labels
     total, count = 0.0, 0
     for start in range(0, len(corpus.ids), batch_size):
-        surprisals = token_losses(model, corpus.ids[start : start + batch_size], **forward)
+        rows = slice(start, start + batch_size)
+        targets = labels[rows, 1:]
+        surprisals = token_surprisal(model(corpus.ids[rows], **forward)[:, :-1], targets)
         total += float(surprisals.double().sum())
-        count += int((corpus.lengths[start : start + batch_size] - 1).sum())
+        count += int((targets != -100).sum())
     return total / count
 
 

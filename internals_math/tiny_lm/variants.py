@@ -97,7 +97,7 @@ def train_variant(
     model = start_model(spec, seed)
     snapshots = SNAPSHOTS if name == "base" else ()
     kept = train(model, corpus, recipe, seed=seed, labels=labels, snapshots=snapshots, on_step=on_step)
-    held_out = _held_out(spec)
+    held_out, counted = _held_out(spec)
     facts = {
         "variant": name,
         "seed": seed,
@@ -105,13 +105,13 @@ def train_variant(
         "dialect": spec.dialect,
         "corpus": corpus.hash,
         "documents": len(corpus.ids),
-        "entropy_floor": held_out.entropy_floor,
+        "entropy_floor": held_out.entropy_floor if counted is None else 0.0,  # the end of a walk is certain
     }
-    save_checkpoint(path, model, loss=evaluate(model, held_out), **facts)
+    save_checkpoint(path, model, loss=evaluate(model, held_out, labels=counted), **facts)
     for step, state in kept.items():
         early = copy_of(model)
         early.load_state_dict(state)
-        loss = evaluate(early, held_out)
+        loss = evaluate(early, held_out, labels=counted)
         save_checkpoint(path.with_name(f"{name}_step{step}.safetensors"), early, loss=loss, step=step, **facts)
     return path
 
@@ -172,10 +172,10 @@ def _texts(spec: Variant) -> tuple[Corpus, Tensor | None]:
     return walk_corpus(spec.documents, datasets.CORPUS_SEED)
 
 
-def _held_out(spec: Variant) -> Corpus:
+def _held_out(spec: Variant) -> tuple[Corpus, Tensor | None]:
     if spec.dialect == "walk":
-        return walk_corpus(800, datasets.HELD_OUT_SEED)[0]
-    return datasets.held_out(1000, spec.dialect)
+        return walk_corpus(800, datasets.HELD_OUT_SEED)
+    return datasets.held_out(1000, spec.dialect), None
 
 
 @cache

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from manim import AnimationGroup, Animation, LaggedStart, Mobject, linear, smooth
+from manim import Animation, AnimationGroup, Group, LaggedStart, Mobject, linear, smooth
 
 from scenes.kit.picture import Picture
 
@@ -32,38 +32,40 @@ class RowByRow(Animation):
 
 
 class Visit(Animation):
-    """Move something from stop to stop, resting at each; `on_stop(k)` is called on arrival at stop k."""
+    """Move something from stop to stop and rest at each; `on_rest(k, share)` follows the rest at stop k (share 0..1).
+
+    What `on_rest` changes must be named in `changes`, so that it is drawn again in every frame.
+    """
 
     def __init__(
         self,
         mover: Mobject,
         stops: Sequence[np.ndarray],
         *,
-        on_stop: Callable[[int], None] | None = None,
-        rest: float = 0.45,
+        on_rest: Callable[[int, float], None] | None = None,
+        changes: Sequence[Mobject] = (),
+        rest: float = 0.5,
         **kwargs: Any,
     ) -> None:
-        self.stops = [np.asarray(stop) for stop in stops]
-        self.on_stop, self.rest = on_stop, rest
-        self.reached = -1
+        self.mover, self.stops = mover, [np.asarray(stop) for stop in stops]
+        self.on_rest, self.rest = on_rest, rest
         kwargs.setdefault("rate_func", linear)
-        super().__init__(mover, **kwargs)
+        super().__init__(Group(mover, *changes), **kwargs)
 
     def begin(self) -> None:
-        self.path = [self.mobject.get_center(), *self.stops]
+        self.path = [self.mover.get_center(), *self.stops]
         super().begin()
 
     def interpolate_mobject(self, alpha: float) -> None:
         place = self.rate_func(alpha) * len(self.stops)
         leg = min(int(place), len(self.stops) - 1)
-        # each leg is a move and a rest at its end
-        share = smooth(min(1.0, (place - leg) / (1 - self.rest)))
-        self.mobject.move_to(self.path[leg] + (self.path[leg + 1] - self.path[leg]) * share)
-        arrived = leg if share >= 1 else leg - 1
-        while self.reached < arrived:
-            self.reached += 1
-            if self.on_stop is not None:
-                self.on_stop(self.reached)
+        # each leg is a move and then a rest at its end
+        moved = min(1.0, (place - leg) / (1 - self.rest))
+        self.mover.move_to(self.path[leg] + (self.path[leg + 1] - self.path[leg]) * smooth(moved))
+        if self.on_rest is not None:
+            for before in range(leg):
+                self.on_rest(before, 1.0)
+            self.on_rest(leg, max(0.0, (place - leg - (1 - self.rest)) / self.rest))
 
 
 def pour(rows: Sequence[Picture], target: Mobject, **kwargs: Any) -> AnimationGroup:

@@ -223,7 +223,7 @@ class TopicScene(Scene):
         self.add(card)
 
     def _provenance(self) -> list[str]:
-        facts = trace_store.provenance(self.core, self.full_trace)
+        facts = trace_store.provenance(self.core)
         written = (f"{name} {traced(value, f'provenance.{name}')}" for name, value in facts.items())
         return ["Every number is a real tensor of one tiny language model.", "  ·  ".join(written)]
 

@@ -1,0 +1,188 @@
+"""Bars: lengths that are traced values, against a limit they may share with other bars."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal, Self
+
+import numpy as np
+
+from scenes.kit import theme
+from scenes.kit.painter import Painter
+from scenes.kit.picture import Picture
+from scenes.kit.token_row import require_tokens
+from scenes.kit.traced import Traced, format_number, require_traced
+from scenes.kit.typography import Style
+
+
+class Bars(Picture):
+    """One bar for each value of a 1-D field; NaN is no bar.
+
+    The box is the ground the bars grow on: names stand before it, numbers at the end of each bar.
+
+    Args:
+        values: traced lengths.
+        limit: the value whose bar is `length` long; by default the largest of `values`.
+        direction: "right" (first bar on top) or "up" (first bar on the left).
+        signed: zero lies in the middle of the ground, for values of both signs.
+        step: distance from bar to bar, `thickness` the share of it that a bar fills.
+        role: theme role of all bars, or one for each.
+        number: format of the value at the end of a bar, None for none.
+        names: traced strings before the bars.
+    """
+
+    animated = ("opacity", "amounts", "limit", "presence", "emphasis", "ink", "color", "zero")
+
+    def __init__(
+        self,
+        values: Traced,
+        *,
+        limit: float | Traced | None = None,
+        direction: Literal["right", "up"] = "right",
+        signed: bool = False,
+        length: float = 2.0,
+        step: float = 0.42,
+        thickness: float = 0.62,
+        role: str | Sequence[str] = "SCORE",
+        number: str | None = ".2f",
+        number_size: float = theme.SMALL,
+        names: Sequence[Any] = (),
+        name_size: float = theme.LABEL,
+    ) -> None:
+        self.direction = direction
+        self.zero = np.array(0.5 if signed else 0.0)  # where on the ground zero lies
+        self.length, self.step, self.thickness, self.number = length, step, thickness, number
+        self.style, self.name_style = Style(number_size, "numbers"), Style(name_size)
+        self.names = require_tokens(names, "Bars")
+        self._take(values)
+        count = len(self.values)
+        if self.names and len(self.names) != count:
+            raise ValueError(f"Bars needs a name for each of its {count} values, got {len(self.names)}")
+        top = float(np.nanmax(np.abs(self.amounts))) if limit is None else float(limit)
+        self.limit = np.array(top or 1.0)
+        super().__init__(*((length, count * step) if direction == "right" else (count * step, length)))
+        self.presence = np.ones(count)
+        self.emphasis = np.ones(count)
+        self.ink = np.array(1.0)
+        roles = [role] * count if isinstance(role, str) else list(role)
+        self.color = np.array([theme.rgb(getattr(theme, name)) for name in roles])
+
+    def _take(self, values: Traced) -> None:
+        values = require_traced(values, "Bars")
+        if values.ndim != 1:
+            raise ValueError(f"Bars shows 1 dimension, {values.origin} has shape {values.shape}")
+        self.values = values
+        self.amounts = np.asarray(values.values, dtype=float)
+        spec = self.number
+        self.texts = None if spec is None else [_text(value, spec) for value in values.values.tolist()]
+
+    def set_values(
+        self, values: Traced, *, limit: float | Traced | None = None, signed: bool | None = None
+    ) -> Self:
+        """Show other values; bars glide, numbers change over at half time. A new limit rescales the ground."""
+        if len(values) != len(self.amounts):
+            raise ValueError(f"set_values needs {len(self.amounts)} values, got {len(values)}")
+        self._take(values)
+        if limit is not None:
+            self.limit = np.array(float(limit))
+        if signed is not None:
+            self.zero = np.array(0.5 if signed else 0.0)
+        return self
+
+    def show(self, which: Any = slice(None)) -> Self:
+        """Let bars be as long as their values."""
+        return self._set("presence", which, 1.0)
+
+    def hide(self, which: Any = slice(None)) -> Self:
+        """Let bars shrink to nothing; `hide()` then `.animate.show()` grows them from zero."""
+        return self._set("presence", which, 0.0)
+
+    def focus(self, which: Any) -> Self:
+        """Let everything recede but these bars."""
+        return self._set("emphasis", slice(None), 0.0)._set("emphasis", which, 1.0)
+
+    def lead(self, which: Any = slice(None)) -> Self:
+        """Bring bars back to full color."""
+        return self._set("emphasis", which, 1.0)
+
+    def paint(self, which: Any, role: str) -> Self:
+        """Give bars the color of a role."""
+        return self._set("color", which, np.array(theme.rgb(getattr(theme, role))))
+
+    def _set(self, name: str, which: Any, amount: Any) -> Self:
+        state = getattr(self, name).copy()
+        state[which] = amount
+        setattr(self, name, state)
+        return self
+
+    def tip(self, index: int) -> np.ndarray:
+        """Return the scene point at the end of a bar."""
+        zero, end, across = self._span(index % len(self.amounts))
+        return self.to_scene(end, across) if self.direction == "right" else self.to_scene(across, end)
+
+    def _span(self, index: int) -> tuple[float, float, float]:
+        """Return where a bar starts and ends along its direction, and the middle of it across."""
+        ground = self.local_width if self.direction == "right" else self.local_height
+        zero = (float(self.zero) - 0.5) * ground
+        unit = (1 - float(self.zero)) * ground / float(self.limit)
+        amount = self.amounts[index]
+        end = zero + (0.0 if math.isnan(amount) else amount * unit * float(self.presence[index]))
+        side = self.local_height if self.direction == "right" else self.local_width
+        across = (side / 2 - (index + 0.5) * self.step) * (1 if self.direction == "right" else -1)
+        return zero, end, across
+
+    def blend(self, start: "Bars", end: "Bars", alpha: float) -> None:
+        nearer = start if alpha < 0.5 else end
+        self.values, self.texts, self.names = nearer.values, nearer.texts, nearer.names
+        if start.texts != end.texts:
+            self.ink = self.ink * abs(2 * alpha - 1)
+
+    def draw(self, painter: Painter) -> None:
+        half = self.thickness * self.step / 2
+        for index in range(len(self.amounts)):
+            if math.isnan(self.amounts[index]):
+                continue
+            zero, end, across = self._span(index)
+            strength = theme.DIMMED + (1 - theme.DIMMED) * float(self.emphasis[index])
+            own = theme.hex_color(tuple(self.color[index]))
+            color = theme.mix(theme.BACKGROUND, own, round(strength * 32) / 32)
+            low, size = min(zero, end), max(abs(end - zero), 0.012)
+            shown = min(1.0, 4 * float(self.presence[index]))
+            if self.direction == "right":
+                painter.box(low, across - half, size, 2 * half, fill=color, radius=min(0.05, size / 2), opacity=shown)
+            else:
+                painter.box(across - half, low, 2 * half, size, fill=color, radius=min(0.05, size / 2), opacity=shown)
+            self._write(painter, index, end, across, shown)
+
+    def _write(self, painter: Painter, index: int, end: float, across: float, shown: float) -> None:
+        ink = theme.mix(theme.MUTED, theme.TEXT, round(float(self.emphasis[index]) * 8) / 8)
+        beyond = self.amounts[index] < 0
+        if self.texts is not None and self.ink > 0:
+            opacity = shown * float(self.ink)
+            if self.direction == "right":
+                x = end + (-0.1 if beyond else 0.1)
+                y = across - self.style.size / 2
+                align = 1.0 if beyond else 0.0
+            else:
+                x, align = across, 0.5
+                y = end + (-0.1 - self.style.size if beyond else 0.1)
+            painter.text(self.texts[index], x, y, self.style, color=ink, align=align, opacity=opacity)
+        if self.names:
+            name = str(self.names[index])
+            if self.direction == "right":
+                y = across - 0.37 * self.name_style.size
+                painter.text(name, -self.local_width / 2 - 0.2, y, self.name_style, color=ink, align=1.0)
+            else:
+                y = -self.local_height / 2 - 0.16 - self.name_style.size
+                painter.text(name, across, y, self.name_style, color=ink)
+
+    def ledger(self) -> list[tuple[str, str]]:
+        entries = [(str(name), name.origin) for name in self.names]
+        for index, presence in enumerate(self.presence):
+            if presence > 0 and not math.isnan(self.amounts[index]):
+                shown = "length" if self.texts is None else self.texts[index]
+                entries.append((shown, self.values[index].origin))
+        return entries
+
+
+def _text(value: float, spec: str) -> str:
+    return "" if math.isnan(value) else format_number(value, spec)

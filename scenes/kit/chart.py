@@ -1,0 +1,224 @@
+"""Chart: axes and the curves on them, in one mobject, so that a change of range moves everything together."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+
+from scenes.kit import theme
+from scenes.kit.painter import Painter
+from scenes.kit.picture import Picture
+from scenes.kit.traced import Traced, format_number, read_text, require_traced
+from scenes.kit.typography import Style
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One traced line; what may change over time lives in the chart's arrays."""
+
+    x: Traced
+    y: Traced
+    role: str
+    label: str
+    parts: tuple[tuple[str, str], ...]  # traced parts of the label
+    fill: bool
+    dash: tuple[float, ...] | None
+    line: float
+    label_shift: float
+
+
+class Chart(Picture):
+    """Axes with sparse ticks and direct labels.
+
+    Args:
+        width, height: of the plotting area; ticks and labels stand outside it.
+        x, y: ranges (first, last). A y axis that does not start at zero says so by its ticks.
+        x_ticks, y_ticks: where to put marks; they are part of the instrument, not of the data.
+        x_label, y_label: words for what is measured, with the unit.
+        x_format, y_format: how ticks are written.
+        log_x, log_y: logarithmic axes.
+    """
+
+    animated = ("opacity", "x_range", "y_range", "drawn", "shown", "rider")
+
+    def __init__(
+        self,
+        width: float,
+        height: float,
+        *,
+        x: tuple[float, float],
+        y: tuple[float, float],
+        x_ticks: Sequence[float] = (),
+        y_ticks: Sequence[float] = (),
+        x_label: str = "",
+        y_label: str = "",
+        x_format: str | Callable[[float], str] = "g",
+        y_format: str | Callable[[float], str] = "g",
+        log_x: bool = False,
+        log_y: bool = False,
+    ) -> None:
+        super().__init__(width, height)
+        for name, (low, high), log in (("x", x, log_x), ("y", y, log_y)):
+            if not high > low or (log and low <= 0):
+                raise ValueError(f"the {name} range must rise{' from above 0' if log else ''}, got {low}..{high}")
+        self.x_range, self.y_range = np.array(x, dtype=float), np.array(y, dtype=float)
+        self.x_ticks, self.y_ticks = tuple(map(float, x_ticks)), tuple(map(float, y_ticks))
+        self.x_label, self.y_label = read_text(x_label).plain, read_text(y_label).plain
+        self.x_format, self.y_format = x_format, y_format
+        self.log_x, self.log_y = log_x, log_y
+        self.curves: tuple[Curve, ...] = ()
+        self.drawn = np.zeros(0)  # share of each curve that is drawn
+        self.shown = np.zeros(0)  # opacity of each curve
+        self.rider = np.full(0, np.nan)  # place of a marker on each curve, as a share of its points
+
+    def curve(
+        self,
+        x: Traced,
+        y: Traced,
+        *,
+        role: str,
+        label: str = "",
+        fill: bool = False,
+        dash: Sequence[float] | None = None,
+        line: float = theme.LINE,
+        label_shift: float = 0.0,
+        drawn: float = 1.0,
+    ) -> int:
+        """Add a curve and return its number; `drawn=0` then `.animate.draw_curve(number)` draws it live."""
+        x, y = require_traced(x, "Chart"), require_traced(y, "Chart")
+        if x.shape != y.shape or x.ndim != 1:
+            raise ValueError(f"a curve needs x and y of one equal length, got shapes {x.shape} and {y.shape}")
+        read = read_text(label)
+        pattern = tuple(dash) if dash else None
+        self.curves = (*self.curves, Curve(x, y, role, read.plain, read.parts, fill, pattern, line, label_shift))
+        self.drawn = np.append(self.drawn, drawn)
+        self.shown = np.append(self.shown, 1.0)
+        self.rider = np.append(self.rider, np.nan)
+        return len(self.curves) - 1
+
+    def draw_curve(self, number: int, share: float = 1.0) -> Self:
+        """Draw a curve up to a share of its points."""
+        self.drawn = self.drawn.copy()
+        self.drawn[number] = share
+        return self
+
+    def show_curve(self, number: int, opacity: float = 1.0) -> Self:
+        """Let a curve fade to an opacity."""
+        self.shown = self.shown.copy()
+        self.shown[number] = opacity
+        return self
+
+    def ride(self, number: int, share: float) -> Self:
+        """Put a marker on a curve at a share of its points."""
+        self.rider = self.rider.copy()
+        self.rider[number] = share
+        return self
+
+    def set_range(self, *, x: tuple[float, float] | None = None, y: tuple[float, float] | None = None) -> Self:
+        """Show another range; everything on the axes moves along."""
+        if x is not None:
+            self.x_range = np.array(x, dtype=float)
+        if y is not None:
+            self.y_range = np.array(y, dtype=float)
+        return self
+
+    # -- geometry ---------------------------------------------------------------------------------------------------
+
+    def _x(self, value: Any) -> Any:
+        return self.local_width * (_share(value, self.x_range, self.log_x) - 0.5)
+
+    def _y(self, value: Any) -> Any:
+        return self.local_height * (_share(value, self.y_range, self.log_y) - 0.5)
+
+    def point(self, number: int, index: int) -> np.ndarray:
+        """Return the scene point of one data point of a curve."""
+        curve = self.curves[number]
+        return self.to_scene(float(self._x(float(curve.x[index]))), float(self._y(float(curve.y[index]))))
+
+    def place(self, x: float | Traced, y: float | Traced) -> np.ndarray:
+        """Return the scene point of a pair of values."""
+        return self.to_scene(float(self._x(float(x))), float(self._y(float(y))))
+
+    # -- drawing ----------------------------------------------------------------------------------------------------
+
+    def blend(self, start: "Chart", end: "Chart", alpha: float) -> None:
+        self.curves = end.curves if len(end.curves) == len(self.drawn) else start.curves
+
+    def draw(self, painter: Painter) -> None:
+        self._draw_axes(painter)
+        for number, curve in enumerate(self.curves):
+            if self.shown[number] > 0:
+                self._draw_curve(painter, number, curve)
+
+    def _draw_axes(self, painter: Painter) -> None:
+        half_w, half_h = self.local_width / 2, self.local_height / 2
+        numbers, words = Style(theme.SMALL, "numbers"), Style(theme.SMALL * 1.08)
+        for tick in self.y_ticks:
+            y = float(self._y(tick))
+            if -half_h - 1e-6 <= y <= half_h + 1e-6:
+                painter.polyline([(-half_w, y), (half_w, y)], stroke=theme.LINES, line=0.012)
+                text = _tick_text(tick, self.y_format)
+                painter.text(text, -half_w - 0.15, y - numbers.size / 2, numbers, color=theme.MUTED, align=1)
+        for tick in self.x_ticks:
+            x = float(self._x(tick))
+            if -half_w - 1e-6 <= x <= half_w + 1e-6:
+                painter.polyline([(x, -half_h), (x, -half_h - 0.08)], stroke=theme.MUTED, line=theme.HAIRLINE)
+                text = _tick_text(tick, self.x_format)
+                painter.text(text, x, -half_h - 0.18 - numbers.size, numbers, color=theme.MUTED)
+        painter.polyline([(-half_w, -half_h), (half_w, -half_h)], stroke=theme.MUTED, line=theme.HAIRLINE)
+        painter.text(self.y_label, -half_w, half_h + 0.24, words, color=theme.MUTED, align=0)
+        painter.text(self.x_label, 0, -half_h - 0.62, words, color=theme.MUTED)
+
+    def _draw_curve(self, painter: Painter, number: int, curve: Curve) -> None:
+        xs, ys = np.asarray(curve.x, dtype=float), np.asarray(curve.y, dtype=float)
+        opacity, role = float(self.shown[number]), getattr(theme, curve.role)
+        points = _upto(np.stack([self._x(xs), self._y(ys)], axis=1), float(self.drawn[number]))
+        if len(points) < 2:
+            return
+        low, high = -self.local_height / 2, self.local_height / 2
+        clipped = points.copy()
+        clipped[:, 1] = np.clip(points[:, 1], low, high + 0.3)
+        if curve.fill:
+            ground = [(clipped[-1, 0], low), (clipped[0, 0], low)]
+            painter.polyline([*clipped, *ground], fill=role, closed=True, opacity=0.28 * opacity)
+        painter.polyline(clipped, stroke=role, line=curve.line, dash=curve.dash, opacity=opacity)
+        end = clipped[-1]
+        if curve.label and self.drawn[number] > 0.97:
+            style = Style(theme.LABEL, bold=True)
+            y = end[1] - style.size * 0.37 + curve.label_shift
+            painter.text(curve.label, end[0] + 0.2, y, style, color=role, align=0, opacity=opacity)
+        if not math.isnan(self.rider[number]):
+            x, y = _upto(np.stack([self._x(xs), self._y(ys)], axis=1), float(self.rider[number]))[-1]
+            painter.circle(float(x), float(y), 0.1, fill=role, stroke=theme.BACKGROUND, line=0.03)
+
+    def ledger(self) -> list[tuple[str, str]]:
+        entries: list[tuple[str, str]] = []
+        for curve, drawn, shown in zip(self.curves, self.drawn, self.shown, strict=True):
+            if drawn > 0 and shown > 0:
+                entries += [("curve", f"{curve.y.origin} over {curve.x.origin}"), *curve.parts]
+        return entries
+
+
+def _share(value: Any, span: np.ndarray, log: bool) -> Any:
+    value = np.asarray(value, dtype=float)
+    if log:
+        low, high = np.log(span[0]), np.log(span[1])
+        return (np.log(np.maximum(value, 1e-300)) - low) / (high - low)
+    return (value - span[0]) / (span[1] - span[0])
+
+
+def _upto(points: np.ndarray, share: float) -> np.ndarray:
+    """Return the first `share` of a polyline by its points; the last piece is cut. NaN points are left out."""
+    points = points[~np.isnan(points).any(axis=1)]
+    if len(points) < 2 or share >= 1:
+        return points
+    place = max(0.0, share) * (len(points) - 1)
+    whole = int(place)
+    cut = points[whole] + (points[min(whole + 1, len(points) - 1)] - points[whole]) * (place - whole)
+    return np.vstack([points[: whole + 1], cut])
+
+
+def _tick_text(value: float, form: str | Callable[[float], str]) -> str:
+    return form(value) if callable(form) else format_number(int(value) if form == "d" else value, form)

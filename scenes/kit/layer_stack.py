@@ -1,0 +1,116 @@
+"""LayerStack: layers of a model as rows of dots over the tokens, lit by a traced amount."""
+
+from typing import Any, Self
+
+import numpy as np
+
+from scenes.kit import theme
+from scenes.kit.painter import Painter
+from scenes.kit.picture import Picture
+from scenes.kit.traced import Traced, require_traced
+
+
+class LayerStack(Picture):
+    """A dot for each (layer, position), layer 0 at the bottom, with lines from every position to those it feeds.
+
+    Args:
+        values: traced (layers, positions) amounts; 0 is dark, `limit` is fully lit.
+        limit: the amount that lights a dot fully, by default the largest.
+        role: theme role of the light.
+    """
+
+    animated = ("opacity", "glow", "present", "lines")
+
+    def __init__(
+        self,
+        values: Traced,
+        *,
+        limit: float | None = None,
+        step: tuple[float, float] = (0.9, 1.2),
+        dot: float = 0.17,
+        role: str = "KEY",
+    ) -> None:
+        self.step, self.dot, self.role = step, dot, role
+        layers, positions = require_traced(values, "LayerStack").shape
+        self.limit = limit or float(np.nanmax(np.abs(values.values))) or 1.0
+        self._take(values)
+        super().__init__(positions * step[0], layers * step[1])
+        self.present = np.ones(positions)
+        self.lines = np.array([1.0, 0.0])  # opacity of the lines to the right, and of those back to the left
+
+    def _take(self, values: Traced) -> None:
+        self.values = require_traced(values, "LayerStack")
+        self.glow = np.nan_to_num(np.clip(np.abs(np.asarray(values, dtype=float)) / self.limit, 0, 1))
+
+    def set_values(self, values: Traced) -> Self:
+        """Light the dots by other amounts."""
+        self._take(values)
+        return self
+
+    def light(self, position: int) -> Self:
+        """Light one whole column: what a new token computes for itself."""
+        self.glow = self.glow.copy()
+        self.glow[:, position] = 1.0
+        return self
+
+    def dark(self) -> Self:
+        self.glow = np.zeros_like(self.glow)
+        return self
+
+    def show(self, which: Any = slice(None)) -> Self:
+        self.present = self.present.copy()
+        self.present[which] = 1.0
+        return self
+
+    def hide(self, which: Any = slice(None)) -> Self:
+        self.present = self.present.copy()
+        self.present[which] = 0.0
+        return self
+
+    def connect(self, *, backward: bool) -> Self:
+        """Draw the lines that lead back in time too, or not."""
+        self.lines = np.array([1.0, 1.0 if backward else 0.0])
+        return self
+
+    def dot_center(self, layer: int, position: int) -> np.ndarray:
+        """Return the scene point of a dot."""
+        return self.to_scene(*self._at(layer, position))
+
+    def layer_center(self, layer: int) -> np.ndarray:
+        """Return the scene point in the middle of a layer's row."""
+        return self.to_scene(0, self._at(layer, 0)[1])
+
+    def _at(self, layer: int, position: int) -> tuple[float, float]:
+        x = (position + 0.5) * self.step[0] - self.local_width / 2
+        return x, (layer + 0.5) * self.step[1] - self.local_height / 2
+
+    def blend(self, start: "LayerStack", end: "LayerStack", alpha: float) -> None:
+        self.values = start.values if alpha < 0.5 else end.values
+
+    def draw(self, painter: Painter) -> None:
+        layers, positions = self.glow.shape
+        role = getattr(theme, self.role)
+        forward, backward = (float(share) for share in self.lines)
+        for layer in range(layers - 1):
+            for source in range(positions):
+                for target in range(positions):
+                    opacity = (forward if target >= source else backward) * min(self.present[source], self.present[target])
+                    if opacity <= 0:
+                        continue
+                    lit = float(self.glow[layer, source])
+                    back = target < source
+                    color = theme.mix(theme.LINES, theme.LOSS if back else role, lit)
+                    ends = [self._at(layer, source), self._at(layer + 1, target)]
+                    strength = opacity * (0.25 + 0.75 * lit)
+                    painter.polyline(ends, stroke=color, line=0.01 + 0.012 * lit, opacity=strength)
+        for layer in range(layers):
+            for position in range(positions):
+                x, y = self._at(layer, position)
+                glow = float(self.glow[layer, position])
+                color = theme.mix(theme.SURFACE, role, round(glow * 24) / 24)
+                outline = theme.mix(theme.LINES, role, glow)
+                opacity = float(self.present[position])
+                painter.circle(x, y, self.dot, fill=color, stroke=outline, line=theme.HAIRLINE, opacity=opacity)
+
+    def ledger(self) -> list[tuple[str, str]]:
+        return [(f"{self.glow.size} dots", self.values.origin)]
