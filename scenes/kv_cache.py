@@ -17,7 +17,7 @@ from scenes.kit.token_row import RowNames, TokenRow
 from scenes.kit.topic_scene import TopicScene, chapter, loop
 from scenes.kit.traced import format_number
 
-CELL = (0.6, 0.42)
+CELL = (0.64, 0.42)
 TOP = 2.15  # upper edge of the big grids
 
 
@@ -25,6 +25,7 @@ class KVCache(TopicScene):
     """A model writes one token at a time. Why does it not have to re-read the whole text for every token?"""
 
     core = kv_cache
+    notation = ("FP16",)
     takeaway = (
         "Old keys and values can never change, so each is computed once and kept: "
         "every new token asks one new question over a memory that only grows."
@@ -43,12 +44,12 @@ class KVCache(TopicScene):
         steps = len(trace.contexts)
         first, last = int(trace.contexts[0]), int(trace.contexts[-1])
         text = TokenRow(trace.tokens[:last]).hide(slice(first, None)).move_to([0, 2.7, 0]).align_to([-6.6, 0, 0], LEFT)
-        keys = self.recomputed_keys(steps - 1).move_to([-2.6, 0, 0]).align_to([0, TOP, 0], UP).hide()
+        keys = self.recomputed_keys(steps - 1).move_to([-2.75, 0, 0]).align_to([0, TOP, 0], UP).hide()
         names = RowNames(trace.tokens[:last], keys).hide(slice(first, None))
         title = Label("keys", color=theme.KEY, bold=True).next_to(keys, RIGHT, buff=0.3).align_to(keys, UP)
-        count = Readout(lambda n: f"{n:d}", trace.rows_without_cache_total[0], size=theme.BIG_NUMBER, bold=True)
-        count.move_to([5.2, 2.0, 0])
-        unit = Label("key rows computed", color=theme.MUTED).next_to(count, DOWN, buff=0.25)
+        unit = Label("key rows computed", color=theme.MUTED).move_to([5.6, 2.62, 0])
+        count = Readout(lambda n: f"{n:d}", trace.rows_without_cache_total[0], size=0.36, bold=True)
+        count.next_to(unit, LEFT, buff=0.25).align_to(unit, DOWN)
 
         self.say("To write the next word, the model looks back at a key for every word so far.")
         self.play(FadeIn(text), FadeIn(names), run_time=theme.QUICK)
@@ -62,12 +63,12 @@ class KVCache(TopicScene):
             if step == steps - 1:
                 before = self.recomputed_keys(step - 1).align_to(keys, UP + LEFT)
                 self.add(before)
-                self.play(keys.animate.hide(), before.animate.move_to([3.2, before.get_center()[1], 0]), run_time=0.7)
+                self.play(keys.animate.hide(), before.animate.move_to([3.7, before.get_center()[1], 0]), run_time=0.7)
             else:
                 self.play(keys.animate.hide(), run_time=0.3)
             keys.set_values(trace.keys_recomputed[step])
             total = trace.rows_without_cache_total[step]
-            self.play(RowByRow(keys, range(rows)), count.animate.set_value(total), run_time=1.3 if step == 1 else 0.9)
+            self.play(RowByRow(keys, range(rows)), count.animate.set_value(total, RIGHT), run_time=1.3 if step == 1 else 0.9)
 
         self.say("Every new token recomputes keys that come out identical.")
         self.play(before.animate.align_to(keys, LEFT), FadeOut(title), run_time=1.3)
@@ -94,12 +95,12 @@ class KVCache(TopicScene):
         trace = self.trace
         first, last = int(trace.contexts[0]), int(trace.contexts[-1])
         limit = largest(trace.key_change_bidirectional)
-        stack = LayerStack(trace.key_change_causal, limit=limit, step=(0.9, 1.45)).move_to([-0.35, 0.45, 0])
+        stack = LayerStack(trace.key_change_causal, limit=limit, step=(0.97, 1.45)).move_to([0.0, 0.45, 0])
         stack.hide(slice(first, None))
-        text = TokenRow(trace.tokens[:last], tile=0.9, size=theme.LABEL).next_to(stack, DOWN, buff=0.05)
+        text = TokenRow(trace.tokens[:last], tile=0.97).next_to(stack, DOWN, buff=0.05)
         text.hide(slice(first, None))
         layers = [
-            Label(f"{name} layer", size=0.18, color=theme.MUTED).next_to(stack.dot_center(k, 0), LEFT, buff=0.4)
+            Label(f"{name} layer", size=0.18, color=theme.MUTED).next_to(stack.dot_center(k, 0), LEFT, buff=0.3)
             for k, name in enumerate(("first", "second", "third"))
         ]
         self.say("Inside the model, a word passes what it knows up, and only to later words.")
@@ -130,7 +131,7 @@ class KVCache(TopicScene):
     def key_move(self, stack: LayerStack, layer: int, value) -> Readout:
         """Return how far the keys of a layer moved, beside its row."""
         move = Readout(lambda v: f"{v:.2f}" if v > 0 else f"{v:.0f}", value, size=0.26, bold=True)
-        return move.move_to([5.6, stack.layer_center(layer)[1], 0])
+        return move.move_to([6.1, stack.layer_center(layer)[1], 0])
 
     # -- chapter 3 --------------------------------------------------------------------------------------------------
 
@@ -153,7 +154,7 @@ class KVCache(TopicScene):
         count = Readout(lambda n: f"{n:d}", trace.rows_with_cache_total[0], size=0.4, bold=True).move_to([1.1, -2.5, 0])
         unit = Label("key rows computed so far", color=theme.MUTED).next_to(count, RIGHT, buff=0.3).align_to(count, DOWN)
 
-        self.say("Each word goes through two weight matrices: one makes its key, one its value.")
+        self.say("Two weight matrices turn each word into a key and a value.")
         self.play(FadeIn(to_key, to_value, *signs), run_time=theme.QUICK)
         self.play(FadeIn(keys, values, names, *below, count, unit), run_time=theme.MOVE)
         for step in range(1, steps):
@@ -214,9 +215,9 @@ class KVCache(TopicScene):
         self.play(FadeIn(*stage.parts()), run_time=theme.MOVE)
         self.ask(stage, 0, pace=1.0, explain=True)
         self.say("Only the query is new. The memory is the same.")
-        for step in range(1, len(self.trace.contexts)):
+        for step in range(1, min(3, len(self.trace.contexts))):
             self.grow(stage, step)
-            self.ask(stage, step, pace=0.5)
+            self.ask(stage, step, pace=0.42)
         self.hold(theme.HOLD)
 
     @loop
@@ -241,12 +242,13 @@ class KVCache(TopicScene):
         beam = Group(Frame(query.width + 0.1, stage.keys.cell[1] + 0.04, color=theme.QUERY), strip)
         strip.align_to(beam, DOWN).shift(0.02 * UP)
         beam.move_to(query)
-        who = Label(f"query of “{trace.tokens[rows - 1]}”", color=theme.QUERY, bold=True).next_to(query, RIGHT, buff=0.3)
+        who = Label("query", color=theme.QUERY, bold=True).next_to(query, LEFT, buff=0.25)
 
         def grow_bar(row: int, share: float) -> None:
             scores.presence = np.where(np.arange(rows) == row, share, scores.presence)
 
-        self.play(FadeIn(query, who, shift=0.15 * DOWN), run_time=0.6 * pace)
+        asking = stage.names.animate.focus(rows - 1)
+        self.play(FadeIn(query, who, shift=0.15 * DOWN), asking, run_time=0.6 * pace)
         self.add(scores, beam)
         stops = [stage.keys.row_center(row) for row in range(rows)]
         self.play(Visit(beam, stops, on_rest=grow_bar, changes=[scores]), run_time=0.4 * pace * rows)
@@ -270,7 +272,7 @@ class KVCache(TopicScene):
         )
         self.remove(*poured)
         self.hold(0.8 * pace)
-        self.play(FadeOut(query, who, scores, output, name), stage.values.animate.lead(), run_time=0.5 * pace)
+        self.play(FadeOut(query, who, scores, output, name), stage.values.animate.lead(), stage.names.animate.lead(), run_time=0.5 * pace)
 
     def grow(self, stage: "MemoryStage", step: int) -> None:
         """Add the row of the word that was just written to the memory."""
@@ -335,7 +337,7 @@ class KVCache(TopicScene):
             label.move_to([bars.tip(k)[0], bars.get_bottom()[1] - 0.75, 0])
         real = trace.real_row
         self.say(f"Memory grows with every token: {presets.bytes_per_token[real]:binary} each for {trace.real_name}.")
-        what = Label("cache for one token, in 16-bit numbers", color=theme.MUTED).move_to([0, 2.7, 0])
+        what = Label("cache for one token (FP16)", color=theme.MUTED).move_to([0, 2.7, 0])
         self.play(FadeIn(bars, what, *heads), run_time=theme.QUICK)
         self.play(bars.animate.show(), run_time=1.2)
         self.hold(1.0)
@@ -431,5 +433,5 @@ class MemoryStage:
         """Return the scores of a step beside the rows of the keys, not yet grown."""
         rows = int(self.trace.contexts[step])
         scores = self.trace.scores[step, :rows]
-        bars = Bars(scores, limit=1.5 * largest(scores), signed=True, length=1.7, step=self.CELL[1])
+        bars = Bars(scores, limit=1.2 * largest(scores), signed=True, length=1.7, step=self.CELL[1])
         return bars.move_to([0.45, 0, 0]).align_to(self.keys, UP).hide()

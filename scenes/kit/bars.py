@@ -151,17 +151,20 @@ class Bars(Picture):
                 painter.box(low, across - half, size, 2 * half, fill=color, radius=min(0.05, size / 2), opacity=shown)
             else:
                 painter.box(across - half, low, 2 * half, size, fill=color, radius=min(0.05, size / 2), opacity=shown)
-            self._write(painter, index, end, across, shown)
+            self._write(painter, index, (zero, end), across, shown)
 
-    def _write(self, painter: Painter, index: int, end: float, across: float, shown: float) -> None:
+    def _write(
+        self, painter: Painter, index: int, span: tuple[float, float], across: float, shown: float
+    ) -> None:
+        zero, end = span
         ink = theme.mix(theme.MUTED, theme.TEXT, round(float(self.emphasis[index]) * 8) / 8)
         beyond = self.amounts[index] < 0
         if self.texts is not None and self.ink > 0:
             opacity = shown * float(self.ink)
             if self.direction == "right":
-                x = end + (-0.1 if beyond else 0.1)
+                # a bar to the left leaves the room right of zero to its number
+                x, align = (zero if beyond else end) + 0.1, 0.0
                 y = across - self.style.size / 2
-                align = 1.0 if beyond else 0.0
             else:
                 x, align = across, 0.5
                 y = end + (-0.1 - self.style.size if beyond else 0.1)

@@ -16,10 +16,11 @@ class LayerStack(Picture):
     Args:
         values: traced (layers, positions) amounts; 0 is dark, `limit` is fully lit.
         limit: the amount that lights a dot fully, by default the largest.
-        role: theme role of the light.
+        role: theme role of a column that is lit by its own token (`light`).
+        change_role: theme role of the light that the values give.
     """
 
-    animated = ("opacity", "glow", "present", "lines")
+    animated = ("opacity", "glow", "own", "present", "lines")
 
     def __init__(
         self,
@@ -29,12 +30,14 @@ class LayerStack(Picture):
         step: tuple[float, float] = (0.9, 1.2),
         dot: float = 0.17,
         role: str = "KEY",
+        change_role: str = "LOSS",
     ) -> None:
-        self.step, self.dot, self.role = step, dot, role
+        self.step, self.dot, self.role, self.change_role = step, dot, role, change_role
         layers, positions = require_traced(values, "LayerStack").shape
         self.limit = limit or float(np.nanmax(np.abs(values.values))) or 1.0
         self._take(values)
         super().__init__(positions * step[0], layers * step[1])
+        self.own = np.zeros(positions)
         self.present = np.ones(positions)
         self.lines = np.array([1.0, 0.0])  # opacity of the lines to the right, and of those back to the left
 
@@ -49,12 +52,8 @@ class LayerStack(Picture):
 
     def light(self, position: int) -> Self:
         """Light one whole column: what a new token computes for itself."""
-        self.glow = self.glow.copy()
-        self.glow[:, position] = 1.0
-        return self
-
-    def dark(self) -> Self:
-        self.glow = np.zeros_like(self.glow)
+        self.own = self.own.copy()
+        self.own[position] = 1.0
         return self
 
     def show(self, which: Any = slice(None)) -> Self:
@@ -89,28 +88,32 @@ class LayerStack(Picture):
 
     def draw(self, painter: Painter) -> None:
         layers, positions = self.glow.shape
-        role = getattr(theme, self.role)
         forward, backward = (float(share) for share in self.lines)
         for layer in range(layers - 1):
             for source in range(positions):
                 for target in range(positions):
-                    opacity = (forward if target >= source else backward) * min(self.present[source], self.present[target])
-                    if opacity <= 0:
-                        continue
-                    lit = float(self.glow[layer, source])
-                    back = target < source
-                    color = theme.mix(theme.LINES, theme.LOSS if back else role, lit)
-                    ends = [self._at(layer, source), self._at(layer + 1, target)]
-                    strength = opacity * (0.25 + 0.75 * lit)
-                    painter.polyline(ends, stroke=color, line=0.01 + 0.012 * lit, opacity=strength)
+                    shown = forward if target >= source else backward
+                    opacity = shown * min(self.present[source], self.present[target])
+                    if opacity > 0:
+                        self._draw_line(painter, (layer, source), target, opacity)
         for layer in range(layers):
             for position in range(positions):
                 x, y = self._at(layer, position)
-                glow = float(self.glow[layer, position])
-                color = theme.mix(theme.SURFACE, role, round(glow * 24) / 24)
-                outline = theme.mix(theme.LINES, role, glow)
+                fill, outline = (self._color(ground, layer, position) for ground in (theme.SURFACE, theme.MUTED))
                 opacity = float(self.present[position])
-                painter.circle(x, y, self.dot, fill=color, stroke=outline, line=theme.HAIRLINE, opacity=opacity)
+                painter.circle(x, y, self.dot, fill=fill, stroke=outline, line=theme.HAIRLINE, opacity=opacity)
+
+    def _draw_line(self, painter: Painter, source: tuple[int, int], target: int, opacity: float) -> None:
+        layer, start = source
+        lit = max(float(self.own[start]), float(self.glow[layer, start]))
+        role = self.change_role if target < start or self.own[start] < self.glow[layer, start] else self.role
+        color = theme.mix(theme.LINES, getattr(theme, role), round(lit * 16) / 16)
+        ends = [self._at(layer, start), self._at(layer + 1, target)]
+        painter.polyline(ends, stroke=color, line=0.012 + 0.01 * lit, opacity=opacity * (0.5 + 0.4 * lit))
+
+    def _color(self, ground: str, layer: int, position: int) -> str:
+        changed = theme.mix(ground, getattr(theme, self.change_role), round(float(self.glow[layer, position]) * 24) / 24)
+        return theme.mix(changed, getattr(theme, self.role), round(float(self.own[position]) * 24) / 24)
 
     def ledger(self) -> list[tuple[str, str]]:
         return [(f"{self.glow.size} dots", self.values.origin)]

@@ -221,10 +221,9 @@ class TensorGrid(Picture):
     def _draw_frame(self, painter: Painter) -> None:
         """Frame the rows that are there; a hidden last row does not count."""
         visible = self.presence.max(axis=1)
-        bottom = self.local_height / 2 - float(visible.sum()) * self.cell[1]
+        reach = max(row + share for row, share in enumerate(visible) if share > 0)
         top = self.local_height / 2
-        if visible[0] < 1 and visible.sum() < len(visible):  # rows hidden at the top: frame the whole grid
-            bottom = -self.local_height / 2
+        bottom = top - float(reach) * self.cell[1]
         painter.box(
             -self.local_width / 2 - FRAME_PAD,
             bottom - FRAME_PAD,

@@ -64,7 +64,7 @@ class CaptionBand(Picture):
     def __init__(self, text: str) -> None:
         read = read_text(text)
         self.parts = read.parts
-        self.lines = textwrap.wrap(read.plain, theme.CAPTION_LINE_LENGTH)
+        self.lines = _wrap(read.plain, theme.CAPTION_LINE_LENGTH).split("\n")
         if len(self.lines) > 2:
             raise ValueError(
                 f"a caption has at most 2 lines of {theme.CAPTION_LINE_LENGTH} characters, got {len(read.plain)} "
