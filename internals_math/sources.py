@@ -6,7 +6,7 @@ from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("internals_math", "scenes")
+PACKAGES = ("internals_math", "scenes", "scripts")
 
 
 @cache

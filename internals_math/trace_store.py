@@ -48,6 +48,12 @@ def cached_file(core: ModuleType, config: TopicConfig) -> Path:
     return cache_folder() / "traces" / f"{slug(core)}-{key(core, config)}.safetensors"
 
 
+def stored_file(core: ModuleType, config: TopicConfig) -> Path:
+    """Return the file that holds a trace which `get` has returned before."""
+    committed = committed_file(core, config)
+    return committed if committed.is_file() else cached_file(core, config)
+
+
 def key(core: ModuleType, config: TopicConfig) -> str:
     """Return a hash of all that the trace depends on: config, source, checkpoints, torch."""
     return digest(config.hash, source_hash(core.__name__), checkpoints_hash(), torch.__version__)

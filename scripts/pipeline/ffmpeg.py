@@ -1,0 +1,78 @@
+"""The only module that runs the `ffmpeg` program (through ffmpeg-python), and says clearly when it cannot."""
+
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import ffmpeg
+
+from scripts.pipeline.errors import UserError
+
+INSTALL = "apt install ffmpeg · dnf install ffmpeg · brew install ffmpeg"
+
+
+def require() -> str:
+    """Return the path of the program.
+
+    Raises:
+        UserError: it is not installed; says how to get it.
+    """
+    program = shutil.which("ffmpeg")
+    if program is None:
+        raise UserError(f"the program `ffmpeg` was not found; install it ({INSTALL}) and try again")
+    return program
+
+
+def run(output: Any, *, metadata: Path | None = None) -> None:
+    """Run an ffmpeg-python output; `metadata` is an ffmetadata file whose chapters the result takes over.
+
+    Raises:
+        UserError: ffmpeg is missing, or failed; its last lines are shown.
+    """
+    require()
+    arguments = ffmpeg.compile(output, overwrite_output=True)
+    if metadata is not None:
+        inputs = arguments.count("-i")
+        last = len(arguments) - 1 - arguments[::-1].index("-i")
+        arguments[last + 2 : last + 2] = ["-i", str(metadata), "-map_chapters", str(inputs)]
+    done = subprocess.run(
+        [arguments[0], "-hide_banner", "-loglevel", "error", *arguments[1:]], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        tail = "\n".join(done.stderr.strip().splitlines()[-5:])
+        raise UserError(f"ffmpeg failed with exit code {done.returncode}:\n{tail}")
+
+
+def join(parts: Sequence[Path], subtitles: Path, metadata: Path, target: Path) -> None:
+    """Join videos of equal settings without encoding them again; adds soft subtitles and chapter marks."""
+    listing = target.with_name(f".{target.stem}.concat")
+    listing.write_text("".join(f"file '{part.resolve()}'\n" for part in parts))
+    try:
+        video = ffmpeg.input(str(listing), f="concat", safe=0)
+        words = ffmpeg.input(str(subtitles))
+        settings = {"c:v": "copy", "c:s": "mov_text", "movflags": "+faststart", "metadata:s:s:0": "language=eng"}
+        settings |= {"disposition:s:0": "0", "f": "mp4", "fflags": "+bitexact"}
+        run(ffmpeg.output(video["v"], words["s"], str(target), **settings), metadata=metadata)
+    finally:
+        listing.unlink()
+
+
+def convert(source: Path, target: Path, settings: Mapping[str, Any]) -> None:
+    """Convert one file into another."""
+    run(ffmpeg.output(ffmpeg.input(str(source)), str(target), **settings))
+
+
+def gif_with_palette(source: Path, palette: Path, target: Path, *, frame_rate: int, width: int) -> None:
+    """Write a GIF whose every pixel takes the nearest color of a palette image, without dither."""
+    frames = ffmpeg.input(str(source)).filter("fps", frame_rate).filter("scale", width, -2, flags="area")
+    colors = ffmpeg.input(str(palette))
+    drawn = ffmpeg.filter([frames, colors], "paletteuse", dither="none", diff_mode="rectangle")
+    run(ffmpeg.output(drawn, str(target), f="gif", loop=0))
+
+
+def scaled(source: Path, target: Path, *, frame_rate: int, width: int) -> None:
+    """Write the frames of a GIF before it gets its palette, lossless, to count their colors."""
+    frames = ffmpeg.input(str(source)).filter("fps", frame_rate).filter("scale", width, -2, flags="area")
+    run(ffmpeg.output(frames, str(target), **{"c:v": "libx264rgb", "crf": 0, "preset": "ultrafast", "f": "mp4"}))

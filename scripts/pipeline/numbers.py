@@ -1,0 +1,66 @@
+"""The numbers themselves: a topic's Trace as a table, as JSON, or as a safetensors file."""
+
+import importlib
+import json
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from internals_math import trace_store
+from internals_math.trace import TopicTrace
+
+SHOWN = 8  # numbers of a tensor in the table
+
+
+def load(slug: str, settings: Iterable[str], *, fresh: bool = False) -> TopicTrace:
+    """Return a topic's trace for `name=value` settings.
+
+    Raises:
+        ValueError: a setting that the topic does not have, or a value out of its range.
+    """
+    core = importlib.import_module(f"internals_math.{slug}")
+    return trace_store.get(core, core.Config.parse(settings), fresh=fresh)
+
+
+def to_table(trace: TopicTrace) -> str:
+    """Return one line for each field: name, shape, first values."""
+    rows = [(name, *_describe(value)) for name, value in trace.to_flat().items()]
+    wide = [max(len(row[column]) for row in rows) for column in (0, 1)]
+    config = ", ".join(f"{name}={value}" for name, value in trace.config.to_dict().items())  # type: ignore[attr-defined]
+    lines = [f"{name:{wide[0]}}  {shape:{wide[1]}}  {text}" for name, shape, text in rows]
+    return "\n".join([f"config: {config}", f"hash:   {trace.hash}", *lines])
+
+
+def to_json(trace: TopicTrace) -> str:
+    """Return config, hash and all values; NaN ("no cell here") is null."""
+    values = {name: _plain(value) for name, value in trace.to_flat().items()}
+    config = trace.config.to_dict()  # type: ignore[attr-defined]
+    return json.dumps({"config": config, "hash": trace.hash, "values": values}, ensure_ascii=False, allow_nan=False)
+
+
+def save(trace: TopicTrace, slug: str, path: Path) -> Path:
+    """Write the trace as safetensors."""
+    core = importlib.import_module(f"internals_math.{slug}")
+    trace.save(path, **trace_store.provenance(core))
+    return path
+
+
+def _describe(value: Any) -> tuple[str, str]:
+    if isinstance(value, Tensor):
+        flat = value.reshape(-1)
+        shown = " ".join(f"{number:.5g}" for number in flat[:SHOWN].tolist())
+        return "×".join(map(str, value.shape)) or "()", shown + (" …" if flat.numel() > SHOWN else "")
+    if isinstance(value, list):
+        return str(len(value)), " ".join(map(str, value))
+    return "", str(value)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return _plain(value.tolist())
+    if isinstance(value, list):
+        return [_plain(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
