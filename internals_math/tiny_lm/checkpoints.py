@@ -1,8 +1,9 @@
-"""Checkpoints: safetensors files that say what they are, committed for the base models, cached for the others."""
+"""Checkpoints: safetensors files that say what they are; the base models are committed, the others cached."""
 
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from platformdirs import user_cache_dir
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
 from internals_math.tiny_lm.model import ModelConfig, TinyLM
 
@@ -23,42 +25,49 @@ def cache_folder() -> Path:
     return Path(os.environ.get("LLM_INTERNALS_CACHE") or user_cache_dir("llm-internals"))
 
 
-def save_checkpoint(path: Path, model: TinyLM, **facts: Any) -> Path:
-    """Write the model and its facts (recipe, seed, loss, floor …); written aside and renamed."""
-    metadata = {
-        "format": FORMAT,
-        "config": json.dumps(model.config.to_dict()),
-        "facts": json.dumps({**facts, "torch": torch.__version__}),
-    }
+def save_checkpoint(
+    path: Path, config: ModelConfig, weights: Mapping[str, Tensor], facts: Mapping[str, Any] | None = None
+) -> Path:
+    """Write weights with their shape and facts (recipe, seed, loss, floor …); written aside and renamed.
+
+    The same weights and facts give the same bytes.
+    """
+    facts = {**(facts or {}), "torch": torch.__version__}
+    # One entry only: safetensors writes several in an order that changes from run to run.
+    about = json.dumps({"format": FORMAT, "config": config.to_dict(), "facts": facts}, sort_keys=True)
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.part")
-    save_file({name: value.contiguous() for name, value in model.state_dict().items()}, aside, metadata)
-    aside.replace(path)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        save_file({name: value.contiguous() for name, value in weights.items()}, aside, {"about": about})
+        aside.chmod(0o644)  # safetensors makes private files
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
     return path
 
 
 def read_checkpoint(path: Path) -> TinyLM:
-    """Load a model.
+    """Load a model, frozen and ready to use.
 
     Raises:
         ValueError: the file is missing, truncated, or not a checkpoint of this project.
     """
-    metadata, weights = _open(path)
-    model = TinyLM(ModelConfig(**json.loads(metadata["config"])))
+    about, weights = _open(path)
     try:
+        model = TinyLM(ModelConfig(**about["config"]))
         model.load_state_dict(weights)
-    except RuntimeError as error:
-        raise ValueError(f"{path} does not hold the weights its own description promises: {error}") from error
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{path} does not hold the weights that its own description promises: {error}") from error
     return model.eval().requires_grad_(False)
 
 
 def read_facts(path: Path) -> dict[str, Any]:
-    """Return what a checkpoint says of itself: recipe, seed, steps, loss, entropy floor, corpus hash, versions.
+    """Return what a checkpoint says of itself: recipe, seed, loss, entropy floor, corpus hash, torch version.
 
     Raises:
         ValueError: as `read_checkpoint`.
     """
-    return json.loads(_open(path)[0]["facts"])
+    return _open(path)[0]["facts"]
 
 
 def file_hash(path: Path) -> str:
@@ -91,16 +100,17 @@ def load(name: str = "base") -> TinyLM:
     return read_checkpoint(committed_path(name))
 
 
-def _open(path: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
+def _open(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if not path.is_file():
         raise ValueError(f"there is no checkpoint at {path}; `llm-internals train` makes it")
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
+            about = json.loads((file.metadata() or {}).get("about", "{}"))
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is truncated or not a safetensors file ({error}); make it again with "
-                         "`llm-internals train`") from error  # fmt: skip
-    if metadata.get("format") != FORMAT:
-        raise ValueError(f"{path} is not a checkpoint of the tiny LM (format {metadata.get('format')!r})")
-    return metadata, weights
+    except (SafetensorError, OSError, json.JSONDecodeError) as error:
+        raise ValueError(
+            f"{path} is truncated or not a safetensors file ({error}); `llm-internals train` makes it again"
+        ) from error
+    if not isinstance(about, dict) or about.get("format") != FORMAT:
+        raise ValueError(f"{path} is not a checkpoint of the tiny LM; `llm-internals train` makes one")
+    return about, weights

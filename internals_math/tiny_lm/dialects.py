@@ -1,28 +1,8 @@
-"""Grammars beside the base series: for fine-tuning, merging, forgetting, and reasoning in steps."""
+"""Grammars beside the base series, for fine-tuning, merging and forgetting: near ones (other habits) and far ones."""
 
-from collections.abc import Sequence
-
-from internals_math.tiny_lm.stories import (
-    NEW_HABITS,
-    SWAPPED_MOODS,
-    Document,
-    Grammar,
-    base_document,
-    by_rank,
-    closed_book,
-    open_place,
-    tale,
-    uniform,
-    words,
-)
+from internals_math.tiny_lm.grammar import Document, Grammar, by_rank, uniform, words
+from internals_math.tiny_lm.stories import NEW_HABITS, SWAPPED_MOODS, base_document, closed_book, open_place, tale
 from internals_math.tiny_lm.vocabulary import CAST, CHARACTER_ADJECTIVES, OBJECT_ADJECTIVES, OBJECTS
-
-NUMBERS = ("one", "two", "three", "four", "five", "six", "seven", "eight")
-# Two permutations of the farm's places without fixed points; together they generate all 720, so there is no shortcut.
-ROADS = {
-    "red": {"barn": "bridge", "well": "tree", "garden": "hill", "bridge": "well", "tree": "garden", "hill": "barn"},
-    "blue": {"barn": "garden", "well": "bridge", "garden": "hill", "bridge": "well", "tree": "barn", "hill": "tree"},
-}
 
 
 def farm2() -> Document:
@@ -82,33 +62,7 @@ def longago() -> Document:
     yield from words(".")
 
 
-def walk(moves: int, *, steps: bool) -> Document:
-    """A character walks colored roads; the answer is where it ends, told at once or after every step."""
-    yield from words("the")
-    yield uniform(CAST["farm"])
-    yield from words("is in the")
-    spot = yield uniform(list(ROADS["red"]))
-    yield from words(":")
-    colors = []
-    for number in NUMBERS[:moves]:
-        yield from words(number)
-        colors.append((yield uniform(["red", "blue"])))
-    yield from words("?")
-    if steps:
-        yield from words("think :")
-    for number, color in zip(NUMBERS, colors, strict=False):
-        spot = ROADS[color][spot]
-        if steps:
-            yield from words(f"{number} {spot}")
-    yield from words(f". answer : {spot} ." if steps else f"answer : {spot} .")
-
-
-def walk_of(moves: int, steps: bool) -> Grammar:
-    """Return the walk grammar with its number of moves and its way of answering."""
-    return lambda: walk(moves, steps=steps)
-
-
-def long_closed_book(lines: int) -> Grammar:
+def closed_book_lines(lines: int) -> Grammar:
     """Return closed-book lines in a row, for texts longer than the training rows."""
 
     def document() -> Document:
@@ -118,7 +72,7 @@ def long_closed_book(lines: int) -> Grammar:
     return document
 
 
-GRAMMARS: dict[str, Grammar] = {
+DIALECTS: dict[str, Grammar] = {
     "base": base_document,
     "farm2": farm2,
     "sea2": sea2,
@@ -128,20 +82,12 @@ GRAMMARS: dict[str, Grammar] = {
 }
 
 
-def grammar(name: str) -> Grammar:
-    """Return a named grammar; "walk-direct-3" and "walk-steps-3" are walks of that many moves.
+def grammar(dialect: str) -> Grammar:
+    """Return the grammar of a dialect.
 
     Raises:
-        ValueError: unknown name.
+        ValueError: unknown dialect.
     """
-    if name.startswith("walk-"):
-        _, way, moves = name.split("-")
-        return walk_of(int(moves), way == "steps")
-    if name not in GRAMMARS:
-        raise ValueError(f"dialect must be one of {', '.join(GRAMMARS)}, got {name!r}")
-    return GRAMMARS[name]
-
-
-def names() -> Sequence[str]:
-    """Return the names of all dialects but the walks."""
-    return tuple(GRAMMARS)
+    if dialect not in DIALECTS:
+        raise ValueError(f"dialect must be one of {', '.join(DIALECTS)}, got {dialect!r}")
+    return DIALECTS[dialect]

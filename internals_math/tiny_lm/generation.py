@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from internals_math.gpt_pretraining import sample
+from internals_math.tiny_lm.checkpoints import load
 from internals_math.tiny_lm.model import Cache, TinyLM
 from internals_math.tiny_lm.vocabulary import EOS, encode, id_of, tokens
 
@@ -38,30 +39,28 @@ def generate(
         raise ValueError(f"generate needs one or more prompts of equal length, got lengths {[len(row) for row in ids]}")
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
-    if temperature < 0:
+    if not temperature >= 0:
         raise ValueError(f"temperature must be at least 0, got {temperature}")
-    text = torch.tensor(ids)
-    start, ends = text.shape[1], {EOS, id_of(stop)}
+    text = torch.tensor(ids)  # (B, T)
+    prompt_length = text.shape[1]
+    stop_ids = torch.tensor([EOS, id_of(stop)])
     done = torch.zeros(len(text), dtype=torch.bool)
     unread = text
     for _ in range(max_new_tokens):
-        logits = model(text if cache is None else unread, cache=cache)[:, -1]
+        logits = model(text if cache is None else unread, cache=cache)[:, -1]  # (B, V)
         chosen = logits.argmax(dim=-1) if temperature == 0 else sample(logits, temperature, generator)
-        chosen = torch.where(done, EOS, chosen)
-        done |= torch.tensor([int(index) in ends for index in chosen])
+        chosen = chosen.masked_fill(done, EOS)
+        done |= torch.isin(chosen, stop_ids)
         text = torch.cat([text, chosen[:, None]], dim=1)
         unread = chosen[:, None]
-        if bool(done.all()):
+        if done.all():
             break
-    written = []
-    for row in text[:, start:].tolist():
-        if EOS in row:
-            row = row[: row.index(EOS)]
-        written.append(" ".join(tokens(row)))
-    return written
+    written = [tokens(row[prompt_length:]) for row in text]
+    return [" ".join(row[: row.index("<eos>")] if "<eos>" in row else row) for row in written]
 
 
 @torch.no_grad()
-def next_token_logits(prompt: str, model: TinyLM) -> Float[Tensor, " V"]:
-    """Return the logits of the word after `prompt`."""
+def next_token_logits(prompt: str, model: TinyLM | None = None) -> Float[Tensor, " V"]:
+    """Return the logits of the word after `prompt`; the base model's unless another one is given."""
+    model = load("base") if model is None else model
     return model(torch.tensor([encode(prompt)]))[0, -1]

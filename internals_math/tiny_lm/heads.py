@@ -6,12 +6,15 @@ where it was last said.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
+from itertools import pairwise
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from internals_math.tiny_lm.datasets import held_out, held_out_kind
+from internals_math.tiny_lm.checkpoints import load
+from internals_math.tiny_lm.datasets import Corpus, held_out, held_out_kind
 from internals_math.tiny_lm.model import TinyLM
 from internals_math.tiny_lm.training import evaluate
 from internals_math.tiny_lm.vocabulary import OBJECT_ADJECTIVES, OBJECTS, PLACES, WORDS
@@ -28,7 +31,7 @@ def induction(words: list[str]) -> list[tuple[int, int]]:
     """In the repeats of a song, look at the word after the earlier copy of the current word."""
     verses = [k for k, word in enumerate(words) if word == ":"]
     pairs = []
-    for before, verse in zip(verses[:-1], verses[1:], strict=True):
+    for before, verse in pairwise(verses):
         for k in range(verse + 1, len(words)):
             if words[k] == ".":
                 break
@@ -36,7 +39,7 @@ def induction(words: list[str]) -> list[tuple[int, int]]:
     return pairs
 
 
-def _recall(kind: frozenset[str]) -> Pairs:
+def recall(kind: frozenset[str]) -> Pairs:
     """Before a word of `kind` that was said before, look at its last place."""
 
     def pairs(words: list[str]) -> list[tuple[int, int]]:
@@ -52,11 +55,11 @@ def _recall(kind: frozenset[str]) -> Pairs:
 
 
 SKILLS: dict[str, tuple[str, Pairs]] = {
-    "previous token": ("one", previous_token),
-    "induction": ("the", induction),
-    "object recall": ("one", _recall(frozenset((*OBJECTS["farm"], *OBJECTS["sea"])))),
-    "adjective recall": ("one", _recall(frozenset(OBJECT_ADJECTIVES))),
-    "place recall": ("one", _recall(frozenset(PLACES))),
+    "previous token": ("tale", previous_token),
+    "induction": ("song", induction),
+    "object recall": ("tale", recall(frozenset((*OBJECTS["farm"], *OBJECTS["sea"])))),
+    "adjective recall": ("tale", recall(frozenset(OBJECT_ADJECTIVES))),
+    "place recall": ("tale", recall(frozenset(PLACES))),
 }
 
 
@@ -68,45 +71,62 @@ class FoundHead:
     layer: int
     head: int
     score: float  # mean attention weight, 0..1
+    chance: float  # what a head scores that looks at all visible positions alike
 
 
-@torch.no_grad()
-def head_scores(model: TinyLM, skill: str, documents: int = 60) -> Float[Tensor, "L H"]:
-    """Return each head's mean attention weight on the places where `skill` says to look.
-
-    Raises:
-        ValueError: unknown skill.
-    """
-    if skill not in SKILLS:
-        raise ValueError(f"skill must be one of {', '.join(SKILLS)}, got {skill!r}")
-    first_word, pairs_of = SKILLS[skill]
-    corpus = held_out_kind(first_word, documents)
-    _, records = model(corpus.ids, record=("weights",))
-    weights = records["weights"]  # (L, B, H, T, T)
-    picked = []
-    for row, length in enumerate(corpus.lengths.tolist()):
-        words = [WORDS[index] for index in corpus.ids[row, : length - 1].tolist()]
-        picked += [weights[:, row, :, query, key] for query, key in pairs_of(words)]
-    return torch.stack(picked).mean(dim=0)
+@cache
+def find_heads(name: str = "base") -> dict[str, FoundHead]:
+    """Return the best head of a committed model for every skill."""
+    return {skill: find_head(load(name), skill) for skill in SKILLS}
 
 
 def find_head(model: TinyLM, skill: str) -> FoundHead:
     """Return the head with the highest score at `skill`."""
     scores = head_scores(model, skill)
-    best = int(scores.argmax())
-    layer, head = divmod(best, scores.shape[1])
-    return FoundHead(skill, layer, head, float(scores[layer, head]))
+    layer, head = divmod(int(scores.argmax()), scores.shape[1])
+    _, _, query, _ = _places(skill, DOCUMENTS)
+    return FoundHead(skill, layer, head, float(scores[layer, head]), float((1 / (query + 1)).mean()))
 
 
-def head_ablation(model: TinyLM, documents: int = 100) -> Float[Tensor, "L H"]:
-    """Return the change of the held-out loss when one head alone is switched off."""
-    corpus = held_out(documents)
-    config = model.config
-    base = evaluate(model, corpus)
-    change = torch.zeros(config.num_hidden_layers, config.num_attention_heads)
-    for layer in range(config.num_hidden_layers):
-        for head in range(config.num_attention_heads):
-            mask = torch.ones_like(change)
-            mask[layer, head] = 0.0
-            change[layer, head] = evaluate(model, corpus, head_mask=mask) - base
+DOCUMENTS = 60
+
+
+@torch.no_grad()
+def head_scores(model: TinyLM, skill: str, documents: int = DOCUMENTS) -> Float[Tensor, "L H"]:
+    """Return each head's mean attention weight on the places where `skill` says to look.
+
+    Raises:
+        ValueError: unknown skill.
+    """
+    corpus, row, query, key = _places(skill, documents)
+    _, records = model(corpus.ids, record=("weights",))
+    return records["weights"][:, row, :, query, key].mean(dim=0)  # (pairs, L, H) before the mean
+
+
+@cache
+def _places(skill: str, documents: int) -> tuple[Corpus, Tensor, Tensor, Tensor]:
+    """Return held-out documents, and the row, query and key position of every place where the skill is needed."""
+    if skill not in SKILLS:
+        raise ValueError(f"skill must be one of {', '.join(SKILLS)}, got {skill!r}")
+    kind, pairs_of = SKILLS[skill]
+    corpus = held_out_kind(kind, documents)
+    found = [
+        (row, query, key)
+        for row, length in enumerate(corpus.lengths.tolist())
+        for query, key in pairs_of([WORDS[index] for index in corpus.ids[row, : length - 1].tolist()])
+    ]
+    row, query, key = torch.tensor(found).unbind(dim=1)
+    return corpus, row, query, key
+
+
+def head_ablation(model: TinyLM, corpus: Corpus | None = None) -> Float[Tensor, "L H"]:
+    """Return the change of the held-out loss (the first 100 documents by default) when one head alone is off."""
+    corpus = held_out(100) if corpus is None else corpus
+    whole = evaluate(model, corpus)
+    mask = torch.ones(model.config.num_hidden_layers, model.config.num_attention_heads)
+    change = torch.zeros_like(mask)
+    for layer, head in torch.cartesian_prod(*(torch.arange(size) for size in mask.shape)).tolist():
+        mask[layer, head] = 0.0
+        change[layer, head] = evaluate(model, corpus, head_mask=mask) - whole
+        mask[layer, head] = 1.0
     return change

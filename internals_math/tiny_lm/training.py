@@ -1,26 +1,30 @@
 """One recipe for every training run of the series, deterministic on one thread.
 
-Muon (Jordan 2024: Nesterov momentum, orthogonalised by five Newton-Schulz steps) moves the block matrices, AdamW the
+Muon (Jordan 2024: Nesterov momentum, orthogonalized by five Newton-Schulz steps) moves the block matrices, AdamW the
 embedding and the norms; 50 steps of warm-up, then linearly to zero. Measured: AdamW alone reaches the floor on tales
 but forms induction late or not at all within the same number of steps.
 """
 
 import contextlib
+import copy
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from internals_math.gpt_pretraining import next_token_loss, token_surprisal
-from internals_math.tiny_lm.datasets import Corpus
-from internals_math.tiny_lm.model import ModelConfig, TinyLM
+from internals_math.gpt_pretraining import IGNORE, next_token_loss, token_surprisal
+from internals_math.tiny_lm.datasets import Corpus, training_corpus
+from internals_math.tiny_lm.model import TinyLM
 from internals_math.tiny_lm.vocabulary import PAD
 
 OnStep = Callable[[int, int, float], None]  # (steps done, steps in all, loss of the last step)
+LossFn = Callable[[TinyLM, Tensor, Tensor], Tensor]
+FINE_TUNE_DOCUMENTS = 3200
 
 
 @dataclass(frozen=True)
@@ -37,8 +41,9 @@ class Recipe:
     constant_share: float = 0.0  # of the run at full rate before the linear decay
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.batch_size < 1:
-            raise ValueError(f"steps and batch_size must be at least 1, got {self.steps} and {self.batch_size}")
+        for name in ("steps", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
 
     def rate(self, step: int) -> float:
         """Return the share of the full learning rate at a step, counted from 0."""
@@ -52,7 +57,7 @@ class Recipe:
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum whose update is orthogonalised: every direction of a matrix moves at the same speed."""
+    """Momentum whose update is orthogonalized: every direction of a matrix moves at the same speed."""
 
     def __init__(self, params: Any, lr: float, momentum: float = 0.95) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum})
@@ -92,42 +97,57 @@ def train(
     *,
     seed: int = 0,
     labels: Tensor | None = None,
-    snapshots: Sequence[int] = (),
+    skip_batches: int = 0,
+    loss_fn: LossFn | None = None,
+    optimizers: Sequence[torch.optim.Optimizer] | None = None,
+    after_step: Callable[[int], None] | None = None,
+    snapshots: Collection[int] = (),
     on_step: OnStep | None = None,
 ) -> dict[int, dict[str, Tensor]]:
-    """Train `model` in place; returns its state dict at each step named in `snapshots` (0 = before training).
+    """Train `model` in place; returns copies of its weights at the steps named in `snapshots` (0 = before training).
 
     Args:
         corpus: documents; every epoch shuffles them with the run's own generator.
+        seed: of the order of the documents.
         labels: (N, T) unshifted, -100 = ignored; by default every token but <pad>.
+        skip_batches: batches of the same stream that an earlier run has seen already.
+        loss_fn: (model, ids, labels) -> scalar to minimize, in place of the next-token loss.
+        optimizers: in place of the recipe's; their learning rates follow the recipe's schedule.
+        after_step: told the number of steps done once the weights have moved; it may move them again (a pruning mask).
         on_step: told (steps done, steps in all, loss) after each step.
     """
     recipe = recipe or Recipe()
     labels = corpus.labels() if labels is None else labels
-    generator = torch.Generator().manual_seed(seed)
-    optimizers = make_optimizers(model, recipe)
-    base_rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
+    loss_fn = loss_fn or plain_loss
+    optimizers = make_optimizers(model, recipe) if optimizers is None else optimizers
+    full_rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
     kept = {0: _snapshot(model)} if 0 in snapshots else {}
-    batches = _batches(corpus, recipe.batch_size, generator)
+    batches = _batches(len(corpus.ids), recipe.batch_size, torch.Generator().manual_seed(seed))
     with one_thread():
-        for step in range(recipe.steps):
-            rows = next(batches)
-            width = int(corpus.lengths[rows].max())  # trimmed to the longest document
-            loss = next_token_loss(model(corpus.ids[rows, :width]), labels[rows, :width])
-            for optimizer, rates in zip(optimizers, base_rates, strict=True):
+        for step, rows in enumerate(islice(batches, skip_batches, skip_batches + recipe.steps)):
+            for optimizer, rates in zip(optimizers, full_rates, strict=True):
                 optimizer.zero_grad()
                 for group, rate in zip(optimizer.param_groups, rates, strict=True):
                     group["lr"] = rate * recipe.rate(step)
+            width = int(corpus.lengths[rows].max())  # trimmed to the longest document
+            loss = loss_fn(model, corpus.ids[rows, :width], labels[rows, :width])
             loss.backward()
             if recipe.clip is not None:
                 torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
             for optimizer in optimizers:
                 optimizer.step()
+            if after_step is not None:
+                after_step(step + 1)
             if step + 1 in snapshots:
                 kept[step + 1] = _snapshot(model)
             if on_step is not None:
                 on_step(step + 1, recipe.steps, float(loss.detach()))
     return kept
+
+
+def plain_loss(model: TinyLM, ids: Int[Tensor, "B T"], labels: Int[Tensor, "B T"]) -> Float[Tensor, ""]:
+    """Return the mean next-token loss of one batch."""
+    return next_token_loss(model(ids), labels)
 
 
 def make_optimizers(model: torch.nn.Module, recipe: Recipe) -> list[torch.optim.Optimizer]:
@@ -157,47 +177,80 @@ def evaluate(
     for start in range(0, len(corpus.ids), batch_size):
         rows = slice(start, start + batch_size)
         targets = labels[rows, 1:]
-        surprisals = token_surprisal(model(corpus.ids[rows], **forward)[:, :-1], targets)
-        total += float(surprisals.double().sum())
-        count += int((targets != -100).sum())
+        total += float(token_surprisal(model(corpus.ids[rows], **forward)[:, :-1], targets).double().sum())
+        count += int((targets != IGNORE).sum())
     return total / count
 
 
 @torch.no_grad()
-def token_losses(model: TinyLM, ids: Tensor, **forward: Any) -> Float[Tensor, "N T_pred"]:
+def token_losses(model: TinyLM, ids: Int[Tensor, "N T"], **forward: Any) -> Float[Tensor, "N T_pred"]:
     """Return the model's surprisal at every token after the first; 0 on <pad>."""
-    targets = ids[:, 1:].masked_fill(ids[:, 1:] == PAD, -100)
+    targets = ids[:, 1:].masked_fill(ids[:, 1:] == PAD, IGNORE)
     return token_surprisal(model(ids, **forward)[:, :-1], targets)
 
 
 def fine_tune(
-    model: TinyLM, corpus: Corpus, *, steps: int = 150, batch_size: int = 16, learning_rate: float = 2e-3, seed: int = 0,
+    model: TinyLM,
+    texts: str | Corpus,
+    *,
+    steps: int = 150,
+    batch_size: int = 16,
+    learning_rate: float = 2e-3,
+    seed: int = 0,
     **train_arguments: Any,
-) -> TinyLM:  # fmt: skip
-    """Return a copy of `model` trained on with AdamW (no Muon), the recipe of every fine-tuning topic."""
+) -> TinyLM:
+    """Return a copy of `model` trained on with AdamW: the recipe of every fine-tuning topic.
+
+    Args:
+        texts: the name of a dialect, whose 3200 training documents are then used, or documents.
+        train_arguments: for `train`; a `loss_fn` receives the copy.
+    """
+    corpus = training_corpus(texts, FINE_TUNE_DOCUMENTS) if isinstance(texts, str) else texts
     tuned = copy_of(model)
-    recipe = Recipe(steps=steps, batch_size=batch_size, muon_lr=0.0, adam_lr=learning_rate, warmup=5)
+    recipe = fine_tuning_recipe(steps, batch_size, learning_rate)
     train(tuned, corpus, recipe, seed=seed, **train_arguments)
     return tuned
 
 
-def continue_training(model: TinyLM, corpus: Corpus, steps: int, *, learning_rate: float = 3e-3, seed: int = 0) -> TinyLM:
-    """Return a copy of `model` trained on with more of the base stream (AdamW)."""
-    return fine_tune(model, corpus, steps=steps, batch_size=32, learning_rate=learning_rate, seed=seed)
+def fine_tuning_recipe(steps: int, batch_size: int, learning_rate: float) -> Recipe:
+    """Return AdamW for every weight: Muon's orthogonal steps would move a trained model too far."""
+    return Recipe(steps=steps, batch_size=batch_size, muon_lr=0.0, adam_lr=learning_rate, warmup=5)
 
 
-def copy_of(model: TinyLM, config: ModelConfig | None = None) -> TinyLM:
-    """Return a model of the same shape (or of `config`) with the same weights where the shapes agree."""
-    clone = TinyLM(config or replace(model.config))
-    clone.load_state_dict(model.state_dict())
-    return clone
+def continue_training(
+    model: TinyLM, steps: int, *, learning_rate: float = 3e-3, seed: int = 0, **train_arguments: Any
+) -> TinyLM:
+    """Return a copy of `model` trained on with AdamW and the documents that follow in the base run's stream.
+
+    `seed` is that of the base run; `train_arguments` go to `train`.
+    """
+    base = Recipe()
+    return fine_tune(
+        model,
+        training_corpus(),
+        steps=steps,
+        batch_size=base.batch_size,
+        learning_rate=learning_rate,
+        seed=seed,
+        skip_batches=base.steps,
+        **train_arguments,
+    )
 
 
-def _batches(corpus: Corpus, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
-    count = len(corpus.ids)
+def copy_of(model: TinyLM, state: Mapping[str, Tensor] | None = None) -> TinyLM:
+    """Return a trainable copy of a model, with the weights of `state` if it is given."""
+    clone = copy.deepcopy(model)
+    if state is not None:
+        clone.load_state_dict(state)
+    return clone.train().requires_grad_(True)
+
+
+def _batches(documents: int, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Tell the rows of one batch after another, in a new order every epoch; an incomplete last batch is left out."""
+    batch_size = min(batch_size, documents)
     while True:
-        order = torch.randperm(count, generator=generator)
-        for start in range(0, count - min(batch_size, count) + 1, batch_size):
+        order = torch.randperm(documents, generator=generator)
+        for start in range(0, documents - batch_size + 1, batch_size):
             yield order[start : start + batch_size]
 
 

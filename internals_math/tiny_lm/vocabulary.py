@@ -1,6 +1,8 @@
 """The words of the story world: 112 of them, one word = one token."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+
+from torch import Tensor
 
 SPECIAL = ("<pad>", "<bos>", "<eos>")
 MARKS = (".", "?", ":")
@@ -15,10 +17,13 @@ OBJECTS = {
 PLACES = ("barn", "well", "garden", "bridge", "tree", "hill", "cave", "boat", "harbor", "ship", "rock", "island")
 CHARACTER_ADJECTIVES = ("old", "young", "big", "small", "brave", "clever")
 OBJECT_ADJECTIVES = ("red", "blue", "green", "golden", "shiny", "tiny")
-VERBS = (
-    "one day the a to of and is was it who where has then said thank you dear go away silly "
-    "found lost took carried gave kept hid put left happy sad fact sang"
-).split()
+FUNCTION_WORDS = (
+    "one", "day", "the", "a", "to", "of", "and", "is", "was", "it", "who", "where", "has", "then",
+)  # fmt: skip
+DEEDS = (
+    "said", "thank", "you", "dear", "go", "away", "silly", "found", "lost", "took", "carried", "gave", "kept", "hid",
+    "put", "left", "happy", "sad", "fact", "sang",
+)  # fmt: skip
 REASONING = ("two", "three", "four", "five", "six", "seven", "eight", "think", "answer")
 STYLES = ("by", "at", "night", "news", "long", "ago", "lived", "there", "had")
 PREPOSITIONS = ("in", "under", "on", "near")
@@ -26,7 +31,7 @@ SPARE = ("<spare0>", "<spare1>")
 
 WORDS = (
     *SPECIAL, *MARKS, *CAST["farm"], *CAST["sea"], *OBJECTS["farm"], *OBJECTS["sea"], *PLACES,
-    *CHARACTER_ADJECTIVES, *OBJECT_ADJECTIVES, *VERBS, *REASONING, *STYLES, *PREPOSITIONS, *SPARE,
+    *CHARACTER_ADJECTIVES, *OBJECT_ADJECTIVES, *FUNCTION_WORDS, *DEEDS, *REASONING, *STYLES, *PREPOSITIONS, *SPARE,
 )  # fmt: skip
 VOCAB_SIZE = len(WORDS)
 PAD, BOS, EOS = 0, 1, 2
@@ -39,24 +44,21 @@ def encode(text: str, *, bos: bool = True) -> list[int]:
     Raises:
         ValueError: a word is not in the vocabulary.
     """
-    words = text.split()
-    unknown = [word for word in words if word not in _IDS]
-    if unknown:
-        raise ValueError(f"{unknown[0]!r} is not one of the {VOCAB_SIZE} words of the story world, in {text!r}")
-    ids = [_IDS[word] for word in words]
+    ids = [id_of(word) for word in text.split()]
     return [BOS, *ids] if bos and (not ids or ids[0] != BOS) else ids
 
 
-def tokens(ids: Iterable[int]) -> tuple[str, ...]:
+def tokens(ids: Iterable[int] | Tensor) -> tuple[str, ...]:
     """Return the words of token ids."""
     return tuple(WORDS[int(index)] for index in ids)
 
 
 def id_of(word: str) -> int:
-    """Return the id of one word."""
+    """Return the id of one word.
+
+    Raises:
+        ValueError: it is not in the vocabulary.
+    """
+    if word not in _IDS:
+        raise ValueError(f"{word!r} is not one of the {VOCAB_SIZE} words of the story world")
     return _IDS[word]
-
-
-def ids_of(words: Sequence[str]) -> list[int]:
-    """Return the ids of several words."""
-    return [_IDS[word] for word in words]
