@@ -9,20 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from platformdirs import user_cache_dir
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from internals_math.storage import cache_folder as cache_folder
 from internals_math.tiny_lm.model import ModelConfig, TinyLM
 
 FORMAT = "llm-internals tiny LM 1"
 COMMITTED = Path(__file__).parent / "checkpoints"
-
-
-def cache_folder() -> Path:
-    """Return where results that can be made again are kept; LLM_INTERNALS_CACHE chooses another place."""
-    return Path(os.environ.get("LLM_INTERNALS_CACHE") or user_cache_dir("llm-internals"))
 
 
 def save_checkpoint(
