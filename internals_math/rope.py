@@ -7,11 +7,14 @@ Source: Su et al. 2021, RoFormer, arXiv 2104.09864: eq. 13 (2-D matrix), 16 (rel
 """
 
 import math
-from typing import Literal
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
+
+from internals_math.trace import TopicConfig, TopicTrace, option
 
 Layout = Literal["half", "interleaved"]
 LAYOUTS = ("half", "interleaved")
@@ -201,3 +204,246 @@ def _check_layout(layout: str) -> None:
 def _check_scale(scale: float) -> None:
     if not scale >= 1:
         raise ValueError(f"scale must be >= 1, got {scale}")
+
+
+# -- what the video shows ----------------------------------------------------------------------------------------------
+
+SHOWN_DISTANCES = 65  # 0 .. 64, the length the tiny LM was trained on
+LONG_SHIFTS = (1, 7, 100, 1000)
+LINE = 12  # tokens of a closed-book line; losses are averaged over whole lines
+SWAPPED = (4, 5)  # positions of the two words that change places in the order test
+
+
+@dataclass(frozen=True)
+class Config(TopicConfig):
+    """What the video shows; each field can be changed with `--set name=value`."""
+
+    base: float = option(100.0, "base of the frequencies; 100 is what the tiny LM was trained with", minimum=2, maximum=1e7)
+    query_index: int = option(7, "position of the query's word in the prompt", minimum=1, maximum=12)
+    key_index: int = option(5, "position of the key's word in the prompt", minimum=0, maximum=12)
+    shift_max: int = option(44, "how far both words are moved", minimum=1, maximum=200)
+    layer: int = option(1, "decoder layer to show", minimum=0, maximum=2)
+    head: int = option(2, "attention head to show", minimum=0, maximum=3)
+    prompt: str = option("one day the old fox found a", "words of the story world, 6 to 12 of them")
+    scale: float = option(4.0, "how many times longer than trained", minimum=1, maximum=16)
+    scaling: str = option("ntk", "how the long run slows the hands", choices=("none", "linear", "ntk"))
+
+    def check(self) -> None:
+        words = len(self.prompt.split())
+        if not 6 <= words <= 12:
+            raise ValueError(f"prompt must have 6 to 12 words, got {words}")
+        if not self.key_index <= self.query_index <= words:
+            raise ValueError(
+                f"key_index <= query_index <= {words} (the last word) must hold, got {self.key_index} and "
+                f"{self.query_index}"
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class SwapTest:
+    """The last word's attention in the first layer when two earlier words change places."""
+
+    tokens_before: tuple[str, ...]
+    tokens_after: tuple[str, ...]
+    weights_before: Float[Tensor, " T"]  # all positions set to 0
+    weights_after: Float[Tensor, " T"]
+    output_before: Float[Tensor, " d"]
+    output_after: Float[Tensor, " d"]
+    rope_weights_before: Float[Tensor, " T"]  # true positions
+    rope_weights_after: Float[Tensor, " T"]
+    rope_output_before: Float[Tensor, " d"]
+    rope_output_after: Float[Tensor, " d"]
+    change_without: float  # max |difference| of the first layer's output (all heads)
+    change_with: float
+    change_last_without: float  # the same after the last layer: the causal mask leaks order
+    change_last_with: float
+
+
+@dataclass(frozen=True, eq=False)
+class Trace(TopicTrace):
+    """Everything the scene draws. Pairs run from fast to slow; S = shift_max + 1 shifts."""
+
+    config: Config
+    tokens: tuple[str, ...]
+    inv_freq: Float[Tensor, " pairs"]  # radians per position
+    wavelengths: Float[Tensor, " pairs"]  # positions per turn
+    query_token: str
+    key_token: str
+    q: Float[Tensor, " d"]  # before the rotation
+    k: Float[Tensor, " d"]
+    q_pairs: Float[Tensor, "pairs 2"]
+    k_pairs: Float[Tensor, "pairs 2"]
+    shifts: Int[Tensor, " S"]
+    query_positions: Int[Tensor, " S"]
+    key_positions: Int[Tensor, " S"]
+    q_turned: Float[Tensor, "S pairs 1 2"]  # the query at positions 0 .. shift_max, one arrow
+    arrows_by_shift: Float[Tensor, "S pairs 2 2"]  # query and key, both moved by the shift
+    turn_angles: Float[Tensor, "S pairs"]  # direction of the query at position m, radians
+    turns: Float[Tensor, "S pairs"]  # full turns after m positions
+    angle_between: Float[Tensor, "S pairs"]  # degrees from key to query, -180 .. 180
+    score_by_shift: Float[Tensor, " S"]  # q · k after both rotations
+    score_spread: float
+    distances: Int[Tensor, " n"]
+    contributions: Float[Tensor, "pairs n"]
+    partial_sums: Float[Tensor, "pairs n"]  # the first 1, 2, … pairs added
+    score_by_distance: Float[Tensor, " n"]
+    score_matrix_plain: Float[Tensor, "T T"]
+    score_matrix_rope: Float[Tensor, "T T"]
+    shift_test_shifts: Int[Tensor, " k"]
+    shift_test_diff: Float[Tensor, " k"]  # max |difference of logits|
+    swap_test: SwapTest
+    train_length: int
+    loss_positions: Float[Tensor, " blocks"]  # middle of each line of the long text
+    loss_none: Float[Tensor, " blocks"]
+    loss_linear: Float[Tensor, " blocks"]
+    loss_ntk: Float[Tensor, " blocks"]
+    loss_floor: Float[Tensor, " blocks"]
+    inv_freq_linear: Float[Tensor, " pairs"]
+    inv_freq_ntk: Float[Tensor, " pairs"]
+    decay_distances: Int[Tensor, " m"]
+    decay_curve: Float[Tensor, " m"]  # head_dim 128, base 10,000
+
+
+@torch.no_grad()
+def trace(config: Config) -> Trace:
+    """Read one head's query and key, move them, and test what the model sees of positions."""
+    from internals_math import tiny_lm  # the model is built on this module's functions
+
+    model = tiny_lm.load("base_seed1")
+    ids = torch.tensor([tiny_lm.encode(config.prompt)])
+    layer, head = config.layer, config.head
+    inv_freq = rope_frequencies(model.config.head_dim, config.base)
+    _, record = model(ids, inv_freq=inv_freq, record=("q", "k"))
+    queries, keys = record["q"][layer, 0, head], record["k"][layer, 0, head]  # (T, d)
+    q, k = queries[config.query_index], keys[config.key_index]
+
+    shifts = torch.arange(config.shift_max + 1)
+    moved_q = _turn(q.expand(len(shifts), -1), shifts + config.query_index, inv_freq)
+    moved_k = _turn(k.expand(len(shifts), -1), shifts + config.key_index, inv_freq)
+    q_turned = to_pairs(_turn(q.expand(len(shifts), -1), shifts, inv_freq))
+    arrows = torch.stack([to_pairs(moved_q), to_pairs(moved_k)], dim=2)  # (S, pairs, 2, 2)
+    between = _angle(arrows[:, :, 0]) - _angle(arrows[:, :, 1])
+    scores = (moved_q * moved_k).sum(dim=-1)
+    distances = torch.arange(SHOWN_DISTANCES)
+    contributions = pair_contributions(q, k, inv_freq, distances).float()
+    places = torch.arange(ids.shape[1])
+    tokens = tiny_lm.tokens(ids[0])
+    decay_distances = torch.arange(251)
+    return Trace(
+        config=config,
+        tokens=tokens,
+        inv_freq=inv_freq.float(),
+        wavelengths=wavelengths(inv_freq).float(),
+        query_token=tokens[config.query_index],
+        key_token=tokens[config.key_index],
+        q=q,
+        k=k,
+        q_pairs=to_pairs(q),
+        k_pairs=to_pairs(k),
+        shifts=shifts,
+        query_positions=shifts + config.query_index,
+        key_positions=shifts + config.key_index,
+        q_turned=q_turned[:, :, None],
+        arrows_by_shift=arrows,
+        turn_angles=_angle(q_turned),
+        turns=(shifts[:, None] * inv_freq / (2 * math.pi)).float(),
+        angle_between=torch.rad2deg(torch.remainder(between + math.pi, 2 * math.pi) - math.pi),
+        score_by_shift=scores,
+        score_spread=float(scores.max() - scores.min()),
+        distances=distances,
+        contributions=contributions,
+        partial_sums=contributions.cumsum(dim=0),
+        score_by_distance=contributions.sum(dim=0),
+        score_matrix_plain=queries @ keys.T,
+        score_matrix_rope=_turn(queries, places, inv_freq) @ _turn(keys, places, inv_freq).T,
+        **_shift_test(model, ids, inv_freq),
+        swap_test=_swap_test(model, ids, head, inv_freq),
+        **_long_run(model, config, inv_freq),
+        decay_distances=decay_distances,
+        decay_curve=decay_bound(128, 10000.0, decay_distances).float(),
+    )
+
+
+def _turn(
+    x: Float[Tensor, "T d"], positions: Int[Tensor, " T"], inv_freq: Float[Tensor, " d_half"]
+) -> Float[Tensor, "T d"]:
+    return apply_rotary(x, *rope_cos_sin(positions, inv_freq))
+
+
+def _shift_test(model: Any, ids: Tensor, inv_freq: Tensor) -> dict[str, Tensor]:
+    """Move the whole text and compare the logits."""
+    places = torch.arange(ids.shape[1])
+    here = model(ids, inv_freq=inv_freq)
+    moved = [model(ids, position_ids=places + shift, inv_freq=inv_freq) for shift in LONG_SHIFTS]
+    diff = torch.stack([(logits - here).abs().max() for logits in moved])
+    return {"shift_test_shifts": torch.tensor(LONG_SHIFTS), "shift_test_diff": diff}
+
+
+def _swap_test(model: Any, ids: Tensor, head: int, inv_freq: Tensor) -> SwapTest:
+    """Let two words change places and look at what the last word sees, with and without positions."""
+    from internals_math import tiny_lm
+
+    first, second = SWAPPED
+    order = list(range(ids.shape[1]))
+    order[first], order[second] = second, first
+    swapped = ids[:, order]
+    nowhere, places = torch.zeros(ids.shape[1], dtype=torch.long), torch.arange(ids.shape[1])
+
+    def look(text: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        names = ("weights", "v", "head_outputs", "residual")
+        _, record = model(text, position_ids=positions, inv_freq=inv_freq, record=names)
+        weights = record["weights"][0, 0, head, -1]  # (T,) of the last word in the first layer
+        output = weights @ record["v"][0, 0, head]  # (d,)
+        return weights, output, record["head_outputs"][0, 0, :, -1].sum(dim=0), record["residual"][-1, 0, -1]
+
+    blind, blind_swapped = look(ids, nowhere), look(swapped, nowhere)
+    seeing, seeing_swapped = look(ids, places), look(swapped, places)
+
+    def change(one: tuple[Tensor, ...], other: tuple[Tensor, ...], part: int) -> float:
+        return float((one[part] - other[part]).abs().max())
+
+    return SwapTest(
+        tokens_before=tiny_lm.tokens(ids[0]),
+        tokens_after=tiny_lm.tokens(swapped[0]),
+        weights_before=blind[0],
+        weights_after=blind_swapped[0],
+        output_before=blind[1],
+        output_after=blind_swapped[1],
+        rope_weights_before=seeing[0],
+        rope_weights_after=seeing_swapped[0],
+        rope_output_before=seeing[1],
+        rope_output_after=seeing_swapped[1],
+        change_without=change(blind, blind_swapped, 2),
+        change_with=change(seeing, seeing_swapped, 2),
+        change_last_without=change(blind, blind_swapped, 3),
+        change_last_with=change(seeing, seeing_swapped, 3),
+    )
+
+
+def _long_run(model: Any, config: Config, inv_freq: Tensor) -> dict[str, Any]:
+    """Measure the loss by position on texts four times longer than any training row, without fine-tuning."""
+    from internals_math import tiny_lm
+
+    text = tiny_lm.long_text()
+    length = text.ids.shape[1]
+    places = torch.arange(length)
+    ntk = rope_frequencies(model.config.head_dim, ntk_scaled_base(config.base, model.config.head_dim, config.scale))
+    runs = {
+        "loss_none": {"position_ids": places, "inv_freq": inv_freq},
+        "loss_linear": {"position_ids": interpolate_positions(places, config.scale), "inv_freq": inv_freq},
+        "loss_ntk": {"position_ids": places, "inv_freq": ntk},
+    }
+    blocks = (length - 1) // LINE
+
+    def by_line(losses: Tensor) -> Tensor:
+        return losses[:, : blocks * LINE].reshape(-1, blocks, LINE).mean(dim=(0, 2))
+
+    measured = {name: by_line(tiny_lm.token_losses(model, text.ids, **how)) for name, how in runs.items()}
+    return {
+        **measured,
+        "loss_floor": by_line(text.surprisal),
+        "loss_positions": torch.arange(blocks) * float(LINE) + LINE / 2,
+        "train_length": SHOWN_DISTANCES - 1,
+        "inv_freq_linear": (inv_freq / config.scale).float(),
+        "inv_freq_ntk": ntk.float(),
+    }
