@@ -222,7 +222,7 @@ class Config(TopicConfig):
     query_index: int = option(7, "position of the query's word in the prompt", minimum=1, maximum=12)
     key_index: int = option(5, "position of the key's word in the prompt", minimum=0, maximum=12)
     shift_max: int = option(44, "how far both words are moved", minimum=1, maximum=200)
-    layer: int = option(1, "decoder layer to show", minimum=0, maximum=2)
+    layer: int = option(2, "decoder layer to show", minimum=0, maximum=2)
     head: int = option(2, "attention head to show", minimum=0, maximum=3)
     prompt: str = option("one day the old fox found a", "words of the story world, 6 to 12 of them")
     scale: float = option(4.0, "how many times longer than trained", minimum=1, maximum=16)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import numpy as np
@@ -69,6 +69,7 @@ class Chart(Picture):
         self.x_format, self.y_format = x_format, y_format
         self.log_x, self.log_y = log_x, log_y
         self.curves: tuple[Curve, ...] = ()
+        self.heights: tuple[np.ndarray, ...] = ()  # y of each curve as drawn now
         self.drawn = np.zeros(0)  # share of each curve that is drawn
         self.shown = np.zeros(0)  # opacity of each curve
         self.rider = np.full(0, np.nan)  # place of a marker on each curve, as a share of its points
@@ -93,10 +94,20 @@ class Chart(Picture):
         read = read_text(label)
         pattern = tuple(dash) if dash else None
         self.curves = (*self.curves, Curve(x, y, role, read.plain, read.parts, fill, pattern, line, label_shift))
+        self.heights = (*self.heights, np.asarray(y, dtype=float))
         self.drawn = np.append(self.drawn, drawn)
         self.shown = np.append(self.shown, 1.0)
         self.rider = np.append(self.rider, np.nan)
         return len(self.curves) - 1
+
+    def set_curve(self, number: int, y: Traced) -> Self:
+        """Let a curve take other heights; it glides there."""
+        curve = self.curves[number]
+        if require_traced(y, "set_curve").shape != curve.y.shape:
+            raise ValueError(f"set_curve needs the shape {curve.y.shape}, got {y.shape}")
+        self.curves = tuple(replace(c, y=y) if k == number else c for k, c in enumerate(self.curves))
+        self.heights = tuple(np.asarray(c.y, dtype=float) for c in self.curves)
+        return self
 
     def draw_curve(self, number: int, share: float = 1.0) -> Self:
         """Draw a curve up to a share of its points."""
@@ -144,7 +155,9 @@ class Chart(Picture):
     # -- drawing ----------------------------------------------------------------------------------------------------
 
     def blend(self, start: "Chart", end: "Chart", alpha: float) -> None:
-        self.curves = end.curves if len(end.curves) == len(self.drawn) else start.curves
+        self.curves = start.curves if alpha < 0.5 else end.curves
+        pairs = zip(start.heights, end.heights, strict=True)
+        self.heights = tuple(a if a is b else a + (b - a) * alpha for a, b in pairs)
 
     def draw(self, painter: Painter) -> None:
         self._draw_axes(painter)
@@ -172,7 +185,7 @@ class Chart(Picture):
         painter.text(self.x_label, 0, -half_h - 0.62, words, color=theme.MUTED)
 
     def _draw_curve(self, painter: Painter, number: int, curve: Curve) -> None:
-        xs, ys = np.asarray(curve.x, dtype=float), np.asarray(curve.y, dtype=float)
+        xs, ys = np.asarray(curve.x, dtype=float), self.heights[number]
         opacity, role = float(self.shown[number]), getattr(theme, curve.role)
         points = _upto(np.stack([self._x(xs), self._y(ys)], axis=1), float(self.drawn[number]))
         if len(points) < 2:
