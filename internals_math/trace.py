@@ -21,22 +21,27 @@ import json
 import math
 import types
 import typing
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+# Not typing.Self: the run-time shape checks of the tests look at methods one by one and do not know their class.
+ConfigType = TypeVar("ConfigType", bound="TopicConfig")
+TraceType = TypeVar("TraceType", bound="TopicTrace")
+
 
 def option(
     default: Any,
     help: str,
     *,
-    minimum: float | None = None,
-    maximum: float | None = None,
+    minimum: int | float | None = None,
+    maximum: int | float | None = None,
     choices: tuple[Any, ...] | None = None,
 ) -> Any:
     """Declare a Config field with its help text and the values it allows (inclusive bounds)."""
@@ -57,7 +62,7 @@ class TopicConfig:
         """Check what one field's range cannot say; raise ValueError with the sentence a user reads."""
 
     @classmethod
-    def parse(cls, assignments: typing.Iterable[str]) -> Self:
+    def parse(cls: type[ConfigType], assignments: Iterable[str]) -> ConfigType:
         """Make a Config from `name=value` texts, as the command line gives them.
 
         Raises:
@@ -100,7 +105,7 @@ def _check_range(spec: dataclasses.Field, value: Any) -> None:
             raise ValueError(f"{spec.name} must be {_range_text(low, high)}, got {value!r}")
 
 
-def _range_text(low: float | None, high: float | None) -> str:
+def _range_text(low: int | float | None, high: int | float | None) -> str:
     if low is None:
         return f"at most {high}"
     return f"at least {low}" if high is None else f"in {low}..{high}"
@@ -178,7 +183,7 @@ class TopicTrace:
         aside.replace(path)
 
     @classmethod
-    def load(cls, path: Path) -> Self:
+    def load(cls: type[TraceType], path: Path) -> TraceType:
         """Read a file that `save` wrote.
 
         Raises:
