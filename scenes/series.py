@@ -18,6 +18,11 @@ class Topic:
     tagline: str
     family: str
     status: str = PLANNED
+    module: str = ""  # of the scene, for a topic that lives outside this package
+
+    def __post_init__(self) -> None:
+        if not self.module:
+            object.__setattr__(self, "module", f"scenes.{self.slug}")
 
 
 TOPICS = (
@@ -32,7 +37,7 @@ TOPICS = (
         "KV Cache",
         "Memoization of linear projections: why attention asks new questions over the same memory.",
         "Attention",
-        "finished",
+        FINISHED,
     ),
     Topic(
         "multi_query_attention",
@@ -75,7 +80,7 @@ TOPICS = (
         "RoPE (Rotary Position Embedding)",
         "Complex numbers, rotation matrices, and relative positions encoded through geometry.",
         "Attention",
-        "finished",
+        FINISHED,
     ),
     Topic(
         "speculative_decoding",
@@ -225,12 +230,12 @@ def scene_class(slug: str) -> Any:
     if topic.status != FINISHED:
         ready = ", ".join(t.slug for t in finished())
         raise ValueError(f"{topic.slug} has no scene yet ({topic.status}); finished: {ready}")
-    module = importlib.import_module(f"scenes.{topic.slug}")
+    module = importlib.import_module(topic.module)
     found = [
         value
         for value in vars(module).values()
         if isinstance(value, type) and issubclass(value, TopicScene) and value.__module__ == module.__name__
     ]
     if len(found) != 1:
-        raise ValueError(f"scenes/{topic.slug}.py must define one TopicScene, it defines {len(found)}")
+        raise ValueError(f"{topic.module} must define one TopicScene, it defines {len(found)}")
     return found[0]

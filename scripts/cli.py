@@ -5,20 +5,23 @@ Heavy modules are imported inside the commands that need them, so that `list`, `
 """
 
 import json
+import shlex
+import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import click
 
 from scenes import series
-from scripts.pipeline.errors import UserError
+from scripts.pipeline.errors import UserError, WrongUse
+from scripts.pipeline.manifest import FORMATS
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 QUALITY_NAMES = ("l", "m", "h", "p", "k")
 THEME_NAMES = ("dark", "light")
-FORMAT_NAMES = ("mp4", "captions", "gif", "webp", "loop", "poster", "sheet")
 
 
 def fail(message: str, code: int = 2) -> NoReturn:
@@ -105,10 +108,8 @@ def list_topics(as_json: bool) -> None:
 @_quality("h")
 @theme_option
 @settings_option
-@click.option("--chapter", help="render one chapter alone, by number or name, as a clip")
-@click.option(
-    "--formats", default=",".join(FORMAT_NAMES), callback=_list_of(FORMAT_NAMES), help="what to make  [default: everything]"
-)
+@click.option("--chapter", help="render one chapter alone as a clip, by number or name")
+@click.option("--formats", default=",".join(FORMATS), show_default=True, callback=_list_of(FORMATS), help="what to make")
 @jobs_option
 @out_option
 @fresh_option
@@ -139,39 +140,31 @@ def render(
     if not slugs:
         fail("name a topic or give --all; `llm-internals list` shows the topics")
     _refuse_unfinished(slugs)
-    from scripts.pipeline.render import Request
+    from scripts.pipeline.jobs import Request
 
-    request = Request(quality, themes, settings, chapter, formats, jobs, out, fresh)
+    make = "topic" if chapter is None else "clip"
+    request = Request(make, quality, themes, settings, chapter, formats, jobs, out, fresh)
     results = _run(slugs, request)
-    broken = [result for result in results if not result.ok]
     if as_json:
         click.echo(json.dumps([_result_json(result) for result in results], indent=1))
     else:
-        for result in results:
-            for path in result.files:
-                click.echo(str(path))
+        _print_files(results)
     if open_it:
-        for result in results:
-            videos = [path for path in result.files if path.suffix == ".mp4" and not path.stem.startswith("loop")]
-            if videos:
-                click.launch(str(videos[0]))
-    if broken:
-        click.echo(f"Failed: {', '.join(result.slug for result in broken)}. The others are done. To repeat:", err=True)
-        command = ["llm-internals", "render", *(result.slug for result in broken), "-q", quality, "--theme", ",".join(themes)]
-        command += [part for setting in settings for part in ("--set", setting)]
-        click.echo("  " + " ".join(command), err=True)
-        sys.exit(1)
+        _open_videos(results)
+    _end_with_failures(results)
 
 
 @main.command()
 @click.argument("topic", callback=_topic)
 @click.option("--chapter", help="a chapter by number or name  [default: the loop]")
 @click.option("--width", type=click.IntRange(64, 3840), default=640, show_default=True, help="pixels")
-@click.option("--fps", type=click.Choice(["10", "20", "25"]), default="20", show_default=True, help="frames per second")
+@click.option("--fps", type=click.Choice(["10", "20", "25"]), default="25", show_default=True, help="frames per second")
 @theme_option
 @settings_option
-@_quality("m")
+@jobs_option
 @out_option
+@fresh_option
+@json_option
 def gif(
     topic: str,
     chapter: str | None,
@@ -179,8 +172,10 @@ def gif(
     fps: str,
     themes: tuple[str, ...],
     settings: tuple[str, ...],
-    quality: str,
+    jobs: int | None,
     out: Path,
+    fresh: bool,
+    as_json: bool,
 ) -> None:
     """Make a GIF of a topic's loop or of one chapter, with exact colors.
 
@@ -189,23 +184,17 @@ def gif(
     llm-internals gif rope --chapter 3 --width 480 --fps 10
     """
     _refuse_unfinished((topic,))
-    from scripts.pipeline import gif as gifs
-    from scripts.pipeline.outputs import suffix
-    from scripts.pipeline.render import Request
+    from scripts.pipeline.jobs import Request
 
-    request = Request(quality, themes, settings, chapter or "loop", (), None, out)
-    result = _run((topic,), request)[0]
-    if not result.ok:
-        sys.exit(1)
-    for theme, clip in zip(themes, result.files, strict=True):
-        target = clip.with_name(f"{clip.stem}.gif" if chapter else f"loop{suffix(theme)}.gif")
-        with _user_errors():
-            optimized = gifs.write_gif(clip, target, width=width, frame_rate=int(fps))
-        clip.unlink()
-        click.echo(str(target))
-        click.echo(f"{target.stat().st_size / 1000:.0f} kB", err=True)
-        if not optimized:
-            click.echo("gifsicle was not found, so the file is larger than it could be", err=True)
+    options = {"width": width, "frame_rate": int(fps)}
+    results = _run((topic,), Request("gif", "h", themes, settings, chapter, (), jobs, out, fresh, options))
+    if as_json:
+        click.echo(json.dumps(_result_json(results[0]), indent=1))
+    else:
+        _print_files(results)
+    if results[0].ok and shutil.which("gifsicle") is None:
+        click.echo("gifsicle was not found, so the file is larger than it could be (`llm-internals doctor`)", err=True)
+    _end_with_failures(results)
 
 
 @main.command()
@@ -214,9 +203,12 @@ def gif(
 @theme_option
 @settings_option
 @click.option("--chapter", help="only this chapter, by number or name")
-@click.option("--stills", type=click.Path(path_type=Path, file_okay=False), help="also write each key frame into this folder")
+@click.option("--stills", type=click.Path(path_type=Path, file_okay=False), help="also write each frame as a PNG into this folder")
+@click.option("--every", type=click.FloatRange(min=0.05), help="a frame every so many seconds in place of the key frames")
 @click.option("--columns", type=click.IntRange(1, 12), default=4, show_default=True)
+@jobs_option
 @out_option
+@fresh_option
 def sheet(
     topic: str,
     quality: str,
@@ -224,21 +216,26 @@ def sheet(
     settings: tuple[str, ...],
     chapter: str | None,
     stills: Path | None,
+    every: float | None,
     columns: int,
+    jobs: int | None,
     out: Path,
+    fresh: bool,
 ) -> None:
     """Draw a contact sheet: the key frames of every chapter in one PNG.
 
     \b
     llm-internals sheet kv_cache
-    llm-internals sheet rope --chapter 3 -q h --stills /tmp/rope
+    llm-internals sheet rope --chapter 3 -q h --stills stills
+    llm-internals sheet rope --chapter loop --every 0.25
     """
     _refuse_unfinished((topic,))
-    from scripts.pipeline import look
+    from scripts.pipeline.jobs import Request
 
-    with _user_errors(), _progress() as report:
-        for path in look.sheets(topic, quality, themes, settings, chapter, columns, out, stills, report):
-            click.echo(str(path))
+    options = {"columns": columns, "stills": stills, "every": every}
+    results = _run((topic,), Request("sheet", quality, themes, settings, chapter, ("sheet",), jobs, out, fresh, options))
+    _print_files(results)
+    _end_with_failures(results)
 
 
 @main.command()
@@ -348,16 +345,42 @@ def _refuse_unfinished(slugs: tuple[str, ...]) -> None:
 
 def _run(slugs: tuple[str, ...], request: Any) -> list[Any]:
     """Render with a progress bar for each topic; Ctrl-C says what is done."""
+    from scripts.pipeline.progress import TopicProgress
     from scripts.pipeline.render import Interrupted
     from scripts.pipeline.render import render as render_topics
 
     try:
-        with _user_errors(), _progress() as report:
+        with _user_errors(), TopicProgress() as report:
             return render_topics(slugs, request, report)
     except Interrupted as stop:
         done = ", ".join(result.slug for result in stop.finished) or "nothing"
-        click.echo(f"Interrupted. Finished before: {done}. What was rendered is kept and will be reused.", err=True)
+        click.echo(f"Interrupted. Finished: {done}. Units that were rendered are kept and will be reused.", err=True)
         sys.exit(130)
+
+
+def _print_files(results: list[Any]) -> None:
+    for result in results:
+        for path in result.files:
+            click.echo(str(path))
+
+
+def _open_videos(results: list[Any]) -> None:
+    for result in results:
+        videos = [path for path in result.files if path.suffix == ".mp4" and path.stem.startswith(result.slug)]
+        if videos:
+            click.launch(str(videos[0]))
+
+
+def _end_with_failures(results: list[Any]) -> None:
+    """Exit with 1 if a topic failed; the last lines name it and the command that repeats just that."""
+    failed = [result.slug for result in results if not result.ok]
+    if not failed:
+        return
+    called = [argument for argument in sys.argv[1:] if argument != "--all" and argument not in series.slugs()]
+    others = " The others are done." if len(failed) < len(results) else ""
+    click.echo(f"Failed: {', '.join(failed)}.{others} To repeat just that:", err=True)
+    click.echo(f"  {shlex.join(['llm-internals', called[0], *failed, *called[1:]])}", err=True)
+    sys.exit(1)
 
 
 def _result_json(result: Any) -> dict[str, Any]:
@@ -372,23 +395,15 @@ def _result_json(result: Any) -> dict[str, Any]:
     }
 
 
-class _user_errors:  # noqa: N801 - reads as a statement
-    """Turn what a user did wrong into one line and exit code 2; what failed into one line and exit code 1."""
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: Any, error: Any, _: Any) -> None:
-        if isinstance(error, UserError):
-            fail(str(error), 1)
-        if isinstance(error, ValueError):
-            fail(str(error), 2)
-
-
-def _progress() -> Any:
-    from scripts.pipeline.progress import TopicProgress
-
-    return TopicProgress()
+@contextmanager
+def _user_errors() -> Iterator[None]:
+    """Turn what a user did wrong, or what is missing, into one line."""
+    try:
+        yield
+    except WrongUse as error:
+        fail(str(error))
+    except UserError as error:
+        fail(str(error), 1)
 
 
 def _step_progress(title: str) -> Any:

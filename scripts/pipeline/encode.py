@@ -1,6 +1,6 @@
 """Frames to one video stream for each unit, with settings that let units be joined without encoding them again."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -10,9 +10,11 @@ import numpy as np
 from av.video.reformatter import Colorspace, ColorRange
 from manim.scene.scene_file_writer import SceneFileWriter
 
-# veryfast at this CRF is no larger than x264's medium at Manim's default and visually the same on flat pictures
-VIDEO_OPTIONS = {"crf": "17", "preset": "veryfast"}
+from scripts.pipeline.quality import Quality
+
+VIDEO_OPTIONS = {"crf": "17", "preset": "veryfast", "tune": "animation"}
 LOSSLESS_OPTIONS = {"crf": "0", "preset": "veryfast"}
+BT709 = 1
 
 
 class Encoder:
@@ -20,84 +22,98 @@ class Encoder:
 
     Args:
         path: file to write.
-        size: width and height in pixels, both even.
-        frame_rate: whole frames per second.
-        lossless: keep RGB to the bit (the master of a loop); else YUV 4:2:0 that every player shows.
+        quality: width and height in pixels, both even, and frames per second.
+        lossless: keep RGB to the bit (the master of a GIF); else YUV 4:2:0, which every player shows.
     """
 
-    def __init__(self, path: Path, size: tuple[int, int], frame_rate: int, *, lossless: bool = False) -> None:
+    def __init__(self, path: Path, quality: Quality, *, lossless: bool = False) -> None:
+        self.quality = quality
         self.lossless = lossless
-        self.time_base = Fraction(1, frame_rate)
         self.frames = 0
-        # bitexact leaves out the time of day and the library version
+        # bitexact leaves out the time of day and the version of the library
         self.container = av.open(str(path), "w", format="mp4", options={"fflags": "+bitexact"})
+        codec = "libx264rgb" if lossless else "libx264"
         options = LOSSLESS_OPTIONS if lossless else VIDEO_OPTIONS
-        self.stream: Any = self.container.add_stream("libx264rgb" if lossless else "libx264", rate=frame_rate)
-        self.stream.options = dict(options)
-        self.stream.width, self.stream.height = size
+        self.stream: Any = self.container.add_stream(codec, rate=quality.frame_rate, options=dict(options))
+        self.stream.width, self.stream.height = quality.width, quality.height
         self.stream.pix_fmt = "rgb24" if lossless else "yuv420p"
         context = self.stream.codec_context
-        context.time_base = self.time_base
         context.thread_count = 1  # processes share the cores, and one thread is deterministic
-        context.gop_size = 2 * frame_rate
+        context.gop_size = 4 * quality.frame_rate
         if not lossless:
             context.colorspace = Colorspace.ITU709
             context.color_range = ColorRange.MPEG
-            context.color_primaries = context.color_trc = 1  # bt709
+            context.color_primaries = context.color_trc = BT709
+
+    @property
+    def seconds(self) -> float:
+        """Length of what was written."""
+        return self.frames / self.quality.frame_rate
 
     def write(self, pixels: np.ndarray, repeat: int = 1) -> None:
-        """Add an RGB(A) frame; a frame held still is converted once."""
-        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels[..., :3]), format="rgb24")
-        if not self.lossless:
+        """Add an RGBA frame; a frame held still is converted once."""
+        frame = av.VideoFrame.from_ndarray(pixels, format="rgba")
+        if self.lossless:
+            frame = frame.reformat(format="rgb24", threads=1)
+        else:
             frame = frame.reformat(
-                format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG
+                format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG, threads=1
             )
-        frame.time_base = self.time_base
+        frame.time_base = Fraction(1, self.quality.frame_rate)
         for _ in range(repeat):
             frame.pts = self.frames
             self.frames += 1
-            for packet in self.stream.encode(frame):
-                self.container.mux(packet)
+            self.container.mux(self.stream.encode(frame))
 
     def close(self) -> None:
         """Write what is left and finish the file."""
-        for packet in self.stream.encode():
-            self.container.mux(packet)
+        self.container.mux(self.stream.encode())
         self.container.close()
 
 
-def unit_writer(path: Path, size: tuple[int, int], frame_rate: int, lossless: bool) -> type[SceneFileWriter]:
-    """Return a file writer class for Manim's renderer that writes all frames of a scene as one stream."""
+class UnitWriter(SceneFileWriter):
+    """Manim's file writer with one encoder for the whole scene in place of one file for each animation.
 
-    class UnitWriter(SceneFileWriter):
-        """In place of one file for each animation: one encoder for the whole unit."""
+    It also keeps the picture at each key time of the scene, which costs less than to look for it in the video.
+    """
 
-        def __init__(self, settings: Any) -> None:
-            super().__init__(settings)
-            self.encoder = Encoder(path, size, frame_rate, lossless=lossless)
+    def __init__(self, settings: Any, encoder: Encoder, on_frame: Callable[[float], None] | None = None) -> None:
+        super().__init__(settings)
+        self.encoder = encoder
+        self.on_frame = on_frame
+        self.scene: Any = None  # the scene whose key times are watched
+        self.stills: list[np.ndarray] = []
+        self.last_frame: np.ndarray | None = None
 
-        def add_partial_movie_file(self, hash_animation: str | None) -> None:
-            pass
+    def add_partial_movie_file(self, hash_animation: str | None) -> None:
+        pass
 
-        def is_already_cached(self, hash_invocation: str) -> bool:
-            return False
+    def is_already_cached(self, hash_invocation: str) -> bool:
+        return False
 
-        def begin_animation(self, allow_write: bool = False, **_: Any) -> None:
-            pass
+    def begin_animation(self, allow_write: bool = False, **_: Any) -> None:
+        self._keep_stills()
 
-        def end_animation(self, allow_write: bool = False) -> None:
-            pass
+    def end_animation(self, allow_write: bool = False) -> None:
+        pass
 
-        def write_frame(self, pixels: np.ndarray, *, repeat: int = 1) -> None:
-            self.encoder.write(pixels, repeat)
+    def write_frame(self, pixels: np.ndarray, *, repeat: int = 1) -> None:
+        self.encoder.write(pixels, repeat)
+        self.last_frame = pixels
+        if self.on_frame is not None:
+            self.on_frame(self.encoder.seconds)
 
-        def finish(self) -> None:
-            self.encoder.close()
+    def finish(self) -> None:
+        self._keep_stills()
+        self.encoder.close()
 
-        def abort_encode_jobs(self, reraise_encoder_failures: bool = False) -> None:
-            self.encoder.container.close()
+    def abort_encode_jobs(self, reraise_encoder_failures: bool = False) -> None:
+        self.encoder.container.close()
 
-    return UnitWriter
+    def _keep_stills(self) -> None:
+        """Keep the frame that was shown at a key time the scene has noted since."""
+        if self.scene is not None and self.last_frame is not None:
+            self.stills += [self.last_frame] * (len(self.scene.key_times) - len(self.stills))
 
 
 def read_frames(path: Path) -> Iterator[np.ndarray]:
@@ -108,17 +124,16 @@ def read_frames(path: Path) -> Iterator[np.ndarray]:
 
 
 def read_stills(path: Path, times: list[float]) -> list[np.ndarray]:
-    """Return the frames shown at some times (seconds, rising); times beyond the end give the last frame."""
+    """Return the RGB frames shown at some times (seconds, rising); times beyond the end give the last frame."""
     stills: list[np.ndarray] = []
-    last = None
+    waiting = list(times)
+    shown = None
     with av.open(str(path)) as container:
-        waiting = list(times)
         for frame in container.decode(video=0):
-            last = frame
-            while waiting and frame.time is not None and frame.time + 1e-6 >= waiting[0]:
-                stills.append(frame.to_ndarray(format="rgb24"))
+            while waiting and shown is not None and frame.time is not None and frame.time > waiting[0] + 1e-6:
+                stills.append(shown.to_ndarray(format="rgb24"))
                 waiting.pop(0)
             if not waiting:
-                break
-    stills += [last.to_ndarray(format="rgb24")] * (len(times) - len(stills)) if last is not None else []
-    return stills
+                return stills
+            shown = frame
+    return stills + ([shown.to_ndarray(format="rgb24")] * len(waiting) if shown is not None else [])

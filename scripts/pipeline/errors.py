@@ -1,5 +1,9 @@
-"""The errors a user reads: one line that says what was wrong and the way out."""
+"""The errors a user reads: one line that says what was wrong and the way out, shown without a traceback."""
 
 
 class UserError(Exception):
-    """Wrong use or a missing part of the machine; shown without a traceback."""
+    """The work could not be done: something is missing on this machine or a program failed. Exit code 1."""
+
+
+class WrongUse(UserError):
+    """What was asked for does not exist or is out of range. Exit code 2."""

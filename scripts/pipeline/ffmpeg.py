@@ -36,7 +36,8 @@ def run(output: Any, *, metadata: Path | None = None) -> None:
     if metadata is not None:
         inputs = arguments.count("-i")
         last = len(arguments) - 1 - arguments[::-1].index("-i")
-        arguments[last + 2 : last + 2] = ["-i", str(metadata), "-map_chapters", str(inputs)]
+        taken = ["-map_metadata", str(inputs), "-map_chapters", str(inputs)]
+        arguments[last + 2 : last + 2] = ["-i", str(metadata), *taken]
     done = subprocess.run(
         [arguments[0], "-hide_banner", "-loglevel", "error", *arguments[1:]], capture_output=True, text=True, check=False
     )
@@ -45,16 +46,24 @@ def run(output: Any, *, metadata: Path | None = None) -> None:
         raise UserError(f"ffmpeg failed with exit code {done.returncode}:\n{tail}")
 
 
-def join(parts: Sequence[Path], subtitles: Path, metadata: Path, target: Path) -> None:
-    """Join videos of equal settings without encoding them again; adds soft subtitles and chapter marks."""
+def join(parts: Sequence[Path], subtitles: Path | None, metadata: Path, target: Path) -> None:
+    """Join videos of equal settings without encoding them again; adds soft subtitles and chapter marks.
+
+    Args:
+        parts: videos, in order.
+        subtitles: an SRT file, None = no captions track.
+        metadata: an ffmetadata file with the title and the chapters.
+        target: mp4 file to write.
+    """
     listing = target.with_name(f".{target.stem}.concat")
     listing.write_text("".join(f"file '{part.resolve()}'\n" for part in parts))
+    settings = {"c:v": "copy", "movflags": "+faststart", "f": "mp4", "fflags": "+bitexact"}
+    tracks = [ffmpeg.input(str(listing), f="concat", safe=0)["v"]]
+    if subtitles is not None:
+        tracks.append(ffmpeg.input(str(subtitles))["s"])
+        settings |= {"c:s": "mov_text", "metadata:s:s:0": "language=eng", "disposition:s:0": "0"}
     try:
-        video = ffmpeg.input(str(listing), f="concat", safe=0)
-        words = ffmpeg.input(str(subtitles))
-        settings = {"c:v": "copy", "c:s": "mov_text", "movflags": "+faststart", "metadata:s:s:0": "language=eng"}
-        settings |= {"disposition:s:0": "0", "f": "mp4", "fflags": "+bitexact"}
-        run(ffmpeg.output(video["v"], words["s"], str(target), **settings), metadata=metadata)
+        run(ffmpeg.output(*tracks, str(target), **settings), metadata=metadata)
     finally:
         listing.unlink()
 

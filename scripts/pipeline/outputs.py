@@ -1,192 +1,178 @@
 """From rendered units to what a user finds in the output folder; every file is written aside and renamed."""
 
-import json
-import shutil
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass
-from importlib.metadata import version
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from internals_math import trace_store
-from internals_math.sources import source_hash
-from scenes import series
-from scenes.kit import theme as kit_theme
-from scripts.pipeline import captions, ffmpeg, gif
+from scripts.pipeline import captions, ffmpeg, gif, manifest
 from scripts.pipeline.captions import Cue
 from scripts.pipeline.encode import read_stills
-from scripts.pipeline.errors import UserError
+from scripts.pipeline.jobs import Request, TopicPlan
+from scripts.pipeline.manifest import suffix
 from scripts.pipeline.sheet import Still, write_sheet
-from scripts.pipeline.units import LOOP, Quality, RenderedUnit
+from scripts.pipeline.units import LOOP, RenderedUnit
 
-FORMATS = ("mp4", "captions", "gif", "webp", "loop", "poster", "sheet")
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What one topic's outputs are made of."""
-
-    scene: Any
-    trace: Any
-    quality: Quality
-    formats: tuple[str, ...]
-    folder: Path
+POSTER_MOMENT = 0.55  # share of a loop: in the middle of the motion, and past it by a little
 
 
-def suffix(theme: str) -> str:
-    """Return what a theme adds to a file's name: nothing for dark, "-light" for light."""
-    return "" if theme == "dark" else f"-{theme}"
-
-
-def check_folder(folder: Path) -> None:
-    """Raise UserError unless `folder` can be written to; makes it."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise UserError(f"cannot write to {folder}: {error.strerror}; choose another folder with --out") from error
-
-
-def write_outputs(plan: Plan, theme: str, units: Sequence[RenderedUnit]) -> list[Path]:
+def write_topic(plan: TopicPlan, request: Request, theme: str, rendered: Sequence[RenderedUnit]) -> list[Path]:
     """Write a topic's files in one theme and return their paths; the manifest comes last."""
-    kit_theme.use(theme)
-    plan.folder.mkdir(parents=True, exist_ok=True)
-    video = [unit for unit in units if unit.unit != LOOP]
-    loop = next((unit for unit in units if unit.unit == LOOP), None)
-    topic = series.find(plan.scene.slug())
-    chapters, cues, ledger = timeline(plan.scene, video)
-    with tempfile.TemporaryDirectory(dir=plan.folder, prefix=".part-") as name:
-        aside = Path(name)
-        if "mp4" in plan.formats or "captions" in plan.formats:
-            _write_words(aside, topic, chapters, cues)
-        if "mp4" in plan.formats:
-            metadata = aside / "chapters.ffmetadata"
-            metadata.write_text(captions.to_ffmetadata(chapters, topic.title))
-            target = aside / f"{topic.slug}{suffix(theme)}.mp4"
-            ffmpeg.join([unit.video for unit in video], aside / f"{topic.slug}.srt", metadata, target)
-            metadata.unlink()
-        if loop is not None:
-            _write_loop(aside, loop, theme, plan.formats)
-        elif "poster" in plan.formats:
-            last = video[-2] if len(video) > 1 else video[-1]
-            still = read_stills(last.video, last.key_times[-1:])[0]
-            Image.fromarray(still).save(aside / f"poster{suffix(theme)}.png", optimize=True)
-        if "sheet" in plan.formats:
-            write_sheet(list(stills_of(units)), aside / f"sheet{suffix(theme)}.png")
-        files = sorted(path for path in aside.iterdir() if path.is_file())
-        finished = [path.replace(plan.folder / path.name) for path in files]
-    manifest = plan.folder / "manifest.json"
-    _write_manifest(manifest, plan, theme, finished, chapters, cues, ledger, loop)
-    return [*finished, manifest]
+    tail, slug, formats = suffix(theme), plan.topic.slug, request.formats
+    video = [unit for unit in rendered if unit.unit != LOOP]
+    loop = next((unit for unit in rendered if unit.unit == LOOP), None)
+    chapters, cues, ledger = timeline(plan, video)
+    folder = request.out / slug
+    with written_aside(folder) as (aside, files):
+        if video and {"mp4", "captions"} & set(formats):
+            (aside / f"{slug}{tail}.vtt").write_text(captions.to_vtt(cues))
+            (aside / f"{slug}{tail}.srt").write_text(captions.to_srt(cues))
+            (aside / f"chapters{tail}.vtt").write_text(captions.to_vtt(chapters))
+            words = captions.to_transcript(plan.topic.title, plan.topic.tagline, chapters, cues)
+            (aside / f"transcript{tail}.md").write_text(words)
+        if video and "mp4" in formats:
+            _write_video(aside / f"{slug}{tail}.mp4", plan.topic.title, video, chapters, cues)
+        if loop is not None and "gif" in formats:
+            gif.write_gif(loop.video, aside / f"loop{tail}.gif")
+        if loop is not None and "webp" in formats:
+            gif.write_webp(loop.video, aside / f"loop{tail}.webp")
+        if loop is not None and "loop" in formats:
+            gif.write_loop_mp4(loop.video, aside / f"loop{tail}.mp4")
+        if "poster" in formats:
+            _write_poster(aside / f"poster{tail}.png", video, loop)
+        if "sheet" in formats:
+            write_sheet(list(stills_of(plan, rendered)), aside / f"sheet{tail}.png", theme=theme)
+    about = {
+        "topic": slug,
+        "title": plan.topic.title,
+        "tagline": plan.topic.tagline,
+        "takeaway": plan.takeaway,
+        "alt": plan.loop_alt,
+    }
+    render = {
+        "request": manifest.request_hash(plan.topic, plan.quality, request.settings, formats),
+        "width": plan.quality.width,
+        "height": plan.quality.height,
+        "frame_rate": plan.quality.frame_rate,
+        "seconds": round(sum(unit.seconds for unit in video), 3),
+        "loop_seconds": loop.seconds if loop else None,
+        "config": plan.config,
+        "trace": plan.trace_hash,
+        "provenance": plan.provenance,
+        "versions": manifest.versions(),
+        "units": [
+            {"name": unit.unit, "title": chapter.text, "start": round(chapter.start, 3), "seconds": round(unit.seconds, 3)}
+            for unit, chapter in zip(video, chapters, strict=True)
+        ],
+        "captions": [{"start": round(c.start, 3), "end": round(c.end, 3), "text": c.text} for c in cues],
+        "ledger": ledger,
+    }
+    return [*files, manifest.write(folder, about, theme, render, files)]
 
 
-def timeline(scene: Any, units: Sequence[RenderedUnit]) -> tuple[list[Cue], list[Cue], list[dict[str, Any]]]:
+def write_clip(plan: TopicPlan, request: Request, theme: str, rendered: Sequence[RenderedUnit]) -> list[Path]:
+    """Write one unit as a video of its own, with its captions."""
+    unit = rendered[0]
+    name = f"{plan.topic.slug}-{unit.unit}{suffix(theme)}"
+    chapters, cues, _ = timeline(plan, rendered)
+    with written_aside(request.out / plan.topic.slug) as (aside, files):
+        if unit.unit == LOOP:
+            gif.write_loop_mp4(unit.video, aside / f"{name}.mp4")
+        else:
+            (aside / f"{name}.vtt").write_text(captions.to_vtt(cues))
+            _write_video(aside / f"{name}.mp4", chapters[0].text, rendered, chapters, cues)
+    return files
+
+
+def write_sheet_and_stills(
+    plan: TopicPlan, request: Request, theme: str, rendered: Sequence[RenderedUnit]
+) -> list[Path]:
+    """Write the contact sheet, and each still as a file of its own if a folder was named."""
+    part = f"-{rendered[0].unit}" if request.chapter is not None else ""
+    stills = list(stills_of(plan, rendered, every=request.options.get("every")))
+    with written_aside(request.out / plan.topic.slug) as (aside, files):
+        target = aside / f"sheet{part}{suffix(theme)}.png"
+        write_sheet(stills, target, theme=theme, columns=request.options.get("columns"))
+    if request.options.get("stills"):
+        with written_aside(Path(request.options["stills"])) as (aside, more):
+            for still in stills:
+                still.picture.save(aside / f"{still.name}{suffix(theme)}.png")
+        files += more
+    return files
+
+
+def write_gif_of_unit(plan: TopicPlan, request: Request, theme: str, rendered: Sequence[RenderedUnit]) -> list[Path]:
+    """Write the GIF of the loop or of one chapter."""
+    unit = rendered[0]
+    name = LOOP if unit.unit == LOOP else f"{plan.topic.slug}-{unit.unit}"
+    with written_aside(request.out / plan.topic.slug) as (aside, files):
+        gif.write_gif(unit.video, aside / f"{name}{suffix(theme)}.gif", **request.options)
+    return files
+
+
+def timeline(plan: TopicPlan, rendered: Sequence[RenderedUnit]) -> tuple[list[Cue], list[Cue], list[dict[str, Any]]]:
     """Return chapters, captions and ledger of joined units, in seconds from the start of the video."""
-    titles = {unit.name: unit.title for unit in scene.units()}
     chapters, cues, ledger, start = [], [], [], 0.0
-    for unit in units:
-        chapters.append(Cue(start, start + unit.duration, titles.get(unit.unit, unit.unit)))
+    for unit in rendered:
+        chapters.append(Cue(start, start + unit.seconds, plan.titles.get(unit.unit, unit.unit)))
         cues += [Cue(start + c["start"], start + c["end"], c["text"]) for c in unit.captions]
-        shifted = {"start": start, "end": start}
         for entry in unit.ledger:
-            times = {name: round(entry[name] + offset, 3) for name, offset in shifted.items()}
-            ledger.append({"chapter": unit.unit, **entry, **times})
-        start += unit.duration
+            times = {name: round(start + entry[name], 3) for name in ("start", "end")}
+            ledger.append({"unit": unit.unit, **entry, **times})
+        start += unit.seconds
     return chapters, cues, ledger
 
 
-def stills_of(units: Sequence[RenderedUnit]) -> Sequence[Still]:
-    """Return the key frames of all units; a loop gives eight even ones."""
-    stills: list[Still] = []
+def stills_of(plan: TopicPlan, rendered: Sequence[RenderedUnit], *, every: float | None = None) -> Iterator[Still]:
+    """Yield the key frames of all units in order, or a frame every so many seconds."""
     start = 0.0
-    for unit in units:
-        times = unit.key_times
-        if unit.unit == LOOP:
-            times = [unit.duration * k / 8 for k in range(8)]
+    for unit in rendered:
+        times, pictures = unit.key_times, [Image.open(path) for path in unit.stills]
+        if every:
+            times = [k * every for k in range(int(unit.seconds / every) + 1)]
+            pictures = [Image.fromarray(pixels) for pixels in read_stills(unit.video, times)]
+        if unit.unit in plan.chapters:
+            number = plan.chapters.index(unit.unit) + 1
+            heading = f"{number} {plan.titles[unit.unit]}"
+        else:
+            heading = plan.titles.get(unit.unit, "Loop")
         offset = 0.0 if unit.unit == LOOP else start
-        # a hair earlier: the key time is the moment at which the next beat begins
-        shown = [max(0.0, time - 0.05) for time in times]
-        pictures = read_stills(unit.video, shown)
-        stills += [Still(unit.unit, offset + time, p) for time, p in zip(shown, pictures, strict=True)]
-        start += unit.duration
-    return stills
+        for index, (time, picture) in enumerate(zip(times, pictures, strict=True)):
+            yield Still(f"{plan.topic.slug}-{unit.unit}-{index:02d}", heading, offset + time, picture)
+        start += unit.seconds
 
 
-def clip_path(folder: Path, slug: str, unit: str, theme: str) -> Path:
-    """Return the name of a chapter rendered alone."""
-    return folder / f"{slug}-{unit}{suffix(theme)}.mp4"
+@contextmanager
+def written_aside(folder: Path) -> Iterator[tuple[Path, list[Path]]]:
+    """Give a folder to write files into; when all is well they are renamed into `folder` and listed."""
+    manifest.check_folder(folder)
+    files: list[Path] = []
+    with tempfile.TemporaryDirectory(dir=folder, prefix=manifest.PART) as name:
+        aside = Path(name)
+        yield aside, files
+        for path in sorted(aside.iterdir()):
+            files.append(path.replace(folder / path.name))
 
 
-def copy_aside(source: Path, target: Path) -> Path:
-    """Copy a file so that the target is whole or absent."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    aside = target.with_name(f".{target.name}.part")
-    shutil.copyfile(source, aside)
-    return aside.replace(target)
-
-
-def _write_words(folder: Path, topic: series.Topic, chapters: list[Cue], cues: list[Cue]) -> None:
-    (folder / f"{topic.slug}.vtt").write_text(captions.to_vtt(cues))
-    (folder / f"{topic.slug}.srt").write_text(captions.to_srt(cues))
-    (folder / "chapters.vtt").write_text(captions.to_vtt(chapters))
-    (folder / "transcript.md").write_text(captions.to_transcript(topic.title, topic.tagline, chapters, cues))
-
-
-def _write_loop(folder: Path, loop: RenderedUnit, theme: str, formats: Sequence[str]) -> None:
-    tail = suffix(theme)
-    if "gif" in formats:
-        gif.write_gif(loop.video, folder / f"loop{tail}.gif")
-    if "webp" in formats:
-        gif.write_webp(loop.video, folder / f"loop{tail}.webp")
-    if "loop" in formats:
-        gif.write_loop_mp4(loop.video, folder / f"loop{tail}.mp4")
-    if "poster" in formats:
-        still = read_stills(loop.video, [0.55 * loop.duration])[0]
-        Image.fromarray(still).save(folder / f"poster{tail}.png", optimize=True)
-
-
-def _write_manifest(
-    path: Path,
-    plan: Plan,
-    theme: str,
-    files: Sequence[Path],
-    chapters: Sequence[Cue],
-    cues: Sequence[Cue],
-    ledger: list[dict[str, Any]],
-    loop: RenderedUnit | None,
+def _write_video(
+    target: Path, title: str, video: Sequence[RenderedUnit], chapters: Sequence[Cue], cues: Sequence[Cue]
 ) -> None:
-    topic = series.find(plan.scene.slug())
-    earlier: dict[str, Any] = {}
-    try:
-        earlier = json.loads(path.read_text())
-    except (OSError, ValueError):
-        pass
-    known = {name: size for name, size in earlier.get("files", {}).items() if (path.parent / name).is_file()}
-    known |= {file.name: file.stat().st_size for file in files}
-    manifest = {
-        "topic": topic.slug,
-        "title": topic.title,
-        "tagline": topic.tagline,
-        "alt": plan.scene.loop_alt,
-        "takeaway": plan.scene.takeaway,
-        "quality": {"width": plan.quality.width, "height": plan.quality.height, "frame_rate": plan.quality.frame_rate},
-        "themes": sorted({*earlier.get("themes", []), theme}),
-        "duration_seconds": round(chapters[-1].end, 3) if chapters else 0.0,
-        "loop_seconds": loop.duration if loop else None,
-        "config": plan.trace.config.to_dict(),
-        "trace": plan.trace.hash,
-        "provenance": trace_store.provenance(plan.scene.core),
-        "scene": source_hash(plan.scene.__module__),
-        "versions": {name: version(name) for name in ("llm-internals", "manim", "torch", "numpy", "av")},
-        "files": {name: {"bytes": size} if isinstance(size, int) else size for name, size in sorted(known.items())},
-        "chapters": [{"title": c.text, "start": round(c.start, 3), "end": round(c.end, 3)} for c in chapters],
-        "captions": [{"text": c.text, "start": round(c.start, 3), "end": round(c.end, 3)} for c in cues],
-        "ledger": ledger,
-    }
-    aside = path.with_name(f".{path.name}.part")
-    aside.write_text(json.dumps(manifest, indent=1, ensure_ascii=False))
-    aside.replace(path)
+    """Join units, with chapter marks and soft captions."""
+    with tempfile.TemporaryDirectory() as name:
+        words, marks = Path(name, "words.srt"), Path(name, "chapters.ffmetadata")
+        words.write_text(captions.to_srt(cues))
+        marks.write_text(captions.to_ffmetadata(chapters, title))
+        ffmpeg.join([unit.video for unit in video], words if cues else None, marks, target)
+
+
+def _write_poster(target: Path, video: Sequence[RenderedUnit], loop: RenderedUnit | None) -> None:
+    """Write the still that stands for the loop; without a loop, the last key frame of the last chapter."""
+    if loop is not None:
+        picture = Image.fromarray(read_stills(loop.video, [POSTER_MOMENT * loop.seconds])[0])
+    else:
+        chapters = [unit for unit in video if unit.captions] or video
+        picture = Image.open(chapters[-1].stills[-1])
+    picture.save(target, optimize=True)

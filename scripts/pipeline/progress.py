@@ -3,28 +3,21 @@
 from typing import Any, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from scripts.pipeline.render import TopicResult
+from scripts.pipeline.jobs import TopicResult
 
 
-def _bars(unit: str) -> Progress:
-    return Progress(
-        TextColumn("{task.description:24}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn(unit),
-        TimeRemainingColumn(compact=True),
-        console=Console(stderr=True),
-        transient=False,
-    )
+def _bars(*columns: ProgressColumn) -> Progress:
+    name = TextColumn("{task.description:24}")
+    return Progress(name, BarColumn(), *columns, TimeRemainingColumn(compact=True), console=Console(stderr=True))
 
 
 class TopicProgress:
-    """One bar for each topic, in units; a failed topic shows its traceback."""
+    """One bar for each topic, over the seconds of its video; a failed topic shows its traceback."""
 
     def __init__(self) -> None:
-        self.bars = _bars("units")
+        self.bars = _bars(TaskProgressColumn(), TextColumn("{task.fields[what]}"))
         self.tasks: dict[str, Any] = {}
 
     def __enter__(self) -> Self:
@@ -34,28 +27,29 @@ class TopicProgress:
     def __exit__(self, *_: Any) -> None:
         self.bars.stop()
 
-    def begin(self, slug: str, units: int) -> None:
-        self.tasks[slug] = self.bars.add_task(slug, total=units)
+    def begin(self, slug: str) -> None:
+        self.tasks[slug] = self.bars.add_task(slug, total=None, what="reading the numbers")
 
-    def step(self, slug: str) -> None:
-        self.bars.advance(self.tasks[slug])
+    def update(self, slug: str, done: float, total: float) -> None:
+        self.bars.update(self.tasks[slug], completed=min(done, total), total=total, what=f"{done:.0f} of {total:.0f} s")
 
     def end(self, result: TopicResult) -> None:
+        if result.slug in self.tasks:
+            self.bars.remove_task(self.tasks.pop(result.slug))
+        console = self.bars.console
         if result.error is not None:
-            self.bars.console.print(f"[bold red]{result.slug} failed[/]")
-            self.bars.console.print(result.error, markup=False, highlight=False)
+            console.print(f"{result.slug} failed:", style="bold red")
+            console.print(result.error, markup=False, highlight=False, soft_wrap=True)
             return
-        reused = f", {result.reused} reused" if result.reused else ""
-        self.bars.console.print(
-            f"{result.slug}: {result.seconds:.0f} s of video, {result.rendered} units rendered{reused}", highlight=False
-        )
+        counts = [f"{count} {what}" for count, what in ((result.rendered, "rendered"), (result.reused, "reused")) if count]
+        console.print(f"{result.slug}: {result.seconds:.1f} s, units: {', '.join(counts)}", highlight=False)
 
 
 class StepProgress:
     """One bar for training steps; used as the callback (step, total, loss)."""
 
     def __init__(self, title: str) -> None:
-        self.bars = _bars("steps")
+        self.bars = _bars(MofNCompleteColumn(), TextColumn("steps"))
         self.task = self.bars.add_task(title, total=None)
         self.title = title
 

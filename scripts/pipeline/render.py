@@ -1,67 +1,41 @@
-"""Rendering topics: which units are needed, who renders them, and what is made of them."""
+"""Rendering topics: what is needed, who renders it, and what becomes of it.
+
+This is the parent's side: it hands out work and waits. It imports neither torch nor Manim; workers do.
+"""
 
 import contextlib
 import os
+import signal
+import threading
 import traceback
-from collections.abc import Iterable
-from concurrent.futures import Executor, Future, as_completed
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
+from functools import partial
+from multiprocessing import get_all_start_methods, get_context
 from pathlib import Path
 from typing import Any, Protocol
 
-from internals_math import trace_store
 from scenes import series
-from scripts.pipeline import ffmpeg, outputs
-from scripts.pipeline.outputs import FORMATS, Plan
-from scripts.pipeline.units import (
-    LOOP,
-    QUALITIES,
-    Quality,
-    RenderedUnit,
-    UnitJob,
-    cached,
-    render_unit,
-    unit_job,
-    worker_pool,
-)
+from scripts.pipeline import ffmpeg, manifest, units
+from scripts.pipeline.errors import WrongUse
+from scripts.pipeline.jobs import Failure, Request, TopicPlan, TopicResult, run_task
+from scripts.pipeline.quality import QUALITIES
+from scripts.pipeline.units import LOOP, PROGRESS_NOTE, RenderedUnit, UnitJob
 
-
-@dataclass(frozen=True)
-class Request:
-    """What a user asked for."""
-
-    quality: str = "h"
-    themes: tuple[str, ...] = ("dark",)
-    settings: tuple[str, ...] = ()
-    chapter: str | None = None  # a number from 1 on, or a name; None = the whole topic
-    formats: tuple[str, ...] = FORMATS
-    jobs: int | None = None
-    out: Path = Path("media")
-    fresh: bool = False
-
-
-@dataclass
-class TopicResult:
-    """How rendering one topic ended."""
-
-    slug: str
-    files: list[Path] = field(default_factory=list)
-    rendered: int = 0
-    reused: int = 0
-    seconds: float = 0.0  # length of the video
-    error: str | None = None  # a traceback
-
-    @property
-    def ok(self) -> bool:
-        return self.error is None
+USUAL_SECONDS = {units.OPENING: 5.0, units.ENDING: 8.0, LOOP: 6.0}
+USUAL_CHAPTER_SECONDS = 14.0
+LOOK_EVERY_SECONDS = 0.3
 
 
 class Report(Protocol):
-    """Who is told how the work goes on."""
+    """Who is told how the work goes on; all times are seconds of video."""
 
-    def begin(self, slug: str, units: int) -> None: ...
+    def begin(self, slug: str) -> None: ...
 
-    def step(self, slug: str) -> None: ...
+    def update(self, slug: str, done: float, total: float) -> None: ...
 
     def end(self, result: TopicResult) -> None: ...
 
@@ -78,158 +52,230 @@ class Interrupted(Exception):
 class _Topic:
     """A topic under way."""
 
+    topic: series.Topic
     result: TopicResult
-    plan: Plan | None = None
-    jobs: list[UnitJob] = field(default_factory=list)
-    done: dict[str, RenderedUnit] = field(default_factory=dict)  # by key
+    folder: Path
+    plan: TopicPlan | None = None
+    rendered: dict[str, RenderedUnit] = field(default_factory=dict)  # by key
+    expected: dict[str, float] = field(default_factory=dict)  # seconds of video, by key
+    files: dict[str, list[Path]] = field(default_factory=dict)  # by theme
+    ended: bool = False
+
+    def waiting_jobs(self) -> list[UnitJob]:
+        plan = self.plan
+        return [] if plan is None else [job for job in plan.jobs if job.key not in self.rendered]
+
+    def seconds_done(self) -> float:
+        """Seconds of video that are rendered, with what the workers have noted of unfinished units."""
+        notes = sum(_noted(job) for job in self.waiting_jobs())
+        return notes + sum(unit.seconds for unit in self.rendered.values())
+
+    def seconds_expected(self) -> float:
+        known = {key: unit.seconds for key, unit in self.rendered.items()}
+        return sum((self.expected | known).values())
 
 
-def render_units(slug: str, request: Request, report: Report) -> dict[str, list[RenderedUnit]]:
-    """Render the units of one topic without making files of them; returns them by theme, empty if one failed.
-
-    Raises:
-        ValueError: as `render`.
-        Interrupted: Ctrl-C.
-    """
-    topic = _Topic(TopicResult(slug))
-    _plan(topic, request, report)
-    try:
-        with worker_pool(request.jobs or os.cpu_count() or 1) as pool:
-            waiting = _submit(pool, [topic])
-            for future in as_completed(waiting):
-                _collect(topic, waiting[future][1], future, report)
-    except KeyboardInterrupt:
-        raise Interrupted([]) from None
-    if topic.result.error:
-        report.end(topic.result)
-        return {theme: [] for theme in request.themes}
-    return {theme: [topic.done[job.key] for job in topic.jobs if job.theme == theme] for theme in request.themes}
-
-
-def render(slugs: Iterable[str], request: Request, report: Report, executor: Executor | None = None) -> list[TopicResult]:
+def render(
+    slugs: Iterable[str], request: Request, report: Report, executor: Executor | None = None
+) -> list[TopicResult]:
     """Render topics; a broken one does not stop the others.
 
     Args:
         slugs: topics of the series.
         request: what to make of them.
         report: is told of progress.
-        executor: renders units in place of the local process pool (it must be able to run `render_unit`).
+        executor: does the work in place of local processes; its workers must see the same folders.
 
     Raises:
         UserError: ffmpeg is missing, or the output folder cannot be written to.
-        ValueError: an unknown topic, setting or chapter; nothing was rendered.
+        WrongUse: an unknown setting or chapter; nothing was rendered.
         Interrupted: Ctrl-C; finished topics are complete, nothing is half-written.
     """
-    topics = [_Topic(TopicResult(series.find(slug).slug)) for slug in slugs]
+    topics = [_Topic(topic, TopicResult(topic.slug), request.out / topic.slug) for topic in map(series.find, slugs)]
     ffmpeg.require()
-    outputs.check_folder(request.out)
-    finished: list[TopicResult] = []
-    jobs = request.jobs or os.cpu_count() or 1
+    manifest.check_folder(request.out)
+    for topic in topics:
+        if _is_unchanged(topic, request):
+            _end(topic, report)
+    work = [topic for topic in topics if not topic.ended]
+    if not work:
+        return [topic.result for topic in topics]
+    run = uuid.uuid4().hex[:8]
     try:
-        for topic in topics:
-            _plan(topic, request, report)
         with contextlib.ExitStack() as stack:
-            pool = executor or stack.enter_context(worker_pool(jobs))
-            waiting = _submit(pool, topics)
-            for topic in topics:  # everything was cached, or nothing could be planned
-                if not any(owner is topic for owner, _ in waiting.values()):
-                    _finish(topic, request, report, finished)
-            for future in as_completed(waiting):
-                topic, job = waiting[future]
-                _collect(topic, job, future, report)
-                if topic.result.error or len(topic.done) == len({job.key for job in topic.jobs}):
-                    if all(f.done() for f, (owner, _) in waiting.items() if owner is topic):
-                        _finish(topic, request, report, finished)
+            pool = executor or stack.enter_context(workers(request.jobs or os.cpu_count() or 1))
+            _Call(pool, request, report, run).carry_out(work)
     except KeyboardInterrupt:
-        raise Interrupted(finished) from None
+        raise Interrupted([topic.result for topic in topics if topic.ended and topic.result.ok]) from None
+    finally:
+        units.sweep(run)
+        for folder in {topic.folder for topic in work}:
+            manifest.sweep(folder)
+    units.prune(keep=[job.key for topic in work if topic.plan for job in topic.plan.jobs])
     return [topic.result for topic in topics]
 
 
-def select_units(scene: Any, chapter: str | None) -> list[str]:
-    """Return the units to render: all with the loop, or the one that `chapter` names.
+class _Call:
+    """One call of `render`: the tasks under way, and what to do when each one ends."""
 
-    Raises:
-        ValueError: no such chapter.
-    """
-    chapters = [unit.name for unit in scene.chapter_units()]
-    everything = [unit.name for unit in scene.units()]
-    if chapter is None:
-        return everything + ([LOOP] if scene.has_loop() else [])
-    if chapter.isdigit() and 1 <= int(chapter) <= len(chapters):
-        return [chapters[int(chapter) - 1]]
-    if chapter in everything or (chapter == LOOP and scene.has_loop()):
-        return [chapter]
-    numbered = ", ".join(f"{number} {name}" for number, name in enumerate(chapters, start=1))
-    raise ValueError(f"{scene.slug()} has no chapter {chapter!r}; it has {numbered}")
+    def __init__(self, pool: Executor, request: Request, report: Report, run: str) -> None:
+        self.pool, self.request, self.report, self.run = pool, request, report, run
+        self.under_way: dict[Future, tuple[_Topic, Callable[[Any], None]]] = {}
 
+    def carry_out(self, topics: list[_Topic]) -> None:
+        for topic in topics:
+            self.report.begin(topic.topic.slug)
+            self._start(topic, partial(self._planned, topic), "plan_topic", topic.topic, self.request, self.run)
+        self._wait(topics)
+        jobs = [(topic, job) for topic in topics for job in topic.waiting_jobs()]
+        # the longest first, so that no long one is left to a single worker at the end
+        for topic, job in sorted(jobs, key=lambda pair: -pair[0].expected[pair[1].key]):
+            self._start(topic, partial(self._rendered, topic, job), "render_unit", job, self.request.fresh)
+        self._wait(topics)
 
-def _plan(topic: _Topic, request: Request, report: Report) -> None:
-    """Compute the trace and list the jobs. Wrong settings end the call; a broken topic is noted."""
-    slug = topic.result.slug
-    try:
-        scene = series.scene_class(slug)
-    except Exception:
-        topic.result.error = traceback.format_exc()
-        report.begin(slug, 0)
-        return
-    config = scene.core.Config.parse(request.settings)
-    units = select_units(scene, request.chapter)
-    quality = QUALITIES[request.quality]
-    try:
-        trace = trace_store.get(scene.core, config)
-    except Exception:
-        topic.result.error = traceback.format_exc()
-        report.begin(slug, 0)
-        return
-    trace_file = trace_store.stored_file(scene.core, config)
-    folder = request.out / slug
-    topic.plan = Plan(scene, trace, quality, request.formats, folder)
-    trace_hash = trace.hash
-    topic.jobs = [
-        unit_job(scene, trace_hash, unit, theme, quality, trace_file) for theme in request.themes for unit in units
-    ]
-    for job in topic.jobs:
-        unit = None if request.fresh else cached(job)
-        if unit is not None:
-            topic.done[job.key] = unit
-    topic.result.reused = len(topic.done)
-    report.begin(slug, len(topic.jobs) - len(topic.done))
+    def _start(self, topic: _Topic, then: Callable[[Any], None], task: str, *arguments: Any) -> None:
+        self.under_way[self.pool.submit(run_task, task, *arguments)] = (topic, then)
 
-
-def _submit(pool: Executor, topics: list[_Topic]) -> dict[Future, tuple[_Topic, UnitJob]]:
-    """Hand out the work, chapters before cards, because chapters take longer."""
-    work = [(topic, job) for topic in topics for job in topic.jobs if job.key not in topic.done]
-    work.sort(key=lambda pair: pair[1].unit in ("opening", "ending"))
-    return {pool.submit(render_unit, job): (topic, job) for topic, job in work}
-
-
-def _collect(topic: _Topic, job: UnitJob, future: Future, report: Report) -> None:
-    try:
-        topic.done[job.key] = future.result()
-        topic.result.rendered += 1
-    except Exception:
-        # the traceback of the worker is in the chain
-        topic.result.error = topic.result.error or f"{job.slug}, {job.unit}:\n{traceback.format_exc()}"
-    report.step(topic.result.slug)
-
-
-def _finish(topic: _Topic, request: Request, report: Report, finished: list[TopicResult]) -> None:
-    result, plan = topic.result, topic.plan
-    if result.ok and plan is not None:
-        try:
-            for theme in request.themes:
-                units = [topic.done[job.key] for job in topic.jobs if job.theme == theme]
-                if request.chapter is None:
-                    result.files += outputs.write_outputs(plan, theme, units)
-                    result.seconds = sum(unit.duration for unit in units if unit.unit != LOOP)
+    def _wait(self, topics: list[_Topic]) -> None:
+        """Wait until nothing is under way."""
+        while self.under_way:
+            ended, _ = wait(self.under_way, timeout=LOOK_EVERY_SECONDS, return_when=FIRST_COMPLETED)
+            for future in ended:
+                topic, then = self.under_way.pop(future)
+                if topic.ended:
+                    continue  # it failed while this was under way
+                outcome = _outcome(future)
+                if isinstance(outcome, Failure):
+                    self._failed(topic, outcome)
                 else:
-                    target = outputs.clip_path(plan.folder, result.slug, units[0].unit, theme)
-                    result.files.append(outputs.copy_aside(units[0].video, target))
-                    result.seconds = units[0].duration
-        except Exception:
-            result.error = traceback.format_exc()
-    if result.ok:
-        finished.append(result)
-    report.end(result)
+                    then(outcome)
+            for topic in topics:
+                if topic.plan is not None and not topic.ended:
+                    self.report.update(topic.topic.slug, topic.seconds_done(), topic.seconds_expected())
+
+    def _planned(self, topic: _Topic, plan: TopicPlan) -> None:
+        topic.plan = plan
+        known = manifest.known_seconds(topic.folder)
+        for job in plan.jobs:
+            usual = USUAL_SECONDS.get(job.unit, USUAL_CHAPTER_SECONDS)
+            topic.expected[job.key] = known.get(job.unit, usual)
+
+    def _rendered(self, topic: _Topic, job: UnitJob, unit: RenderedUnit) -> None:
+        topic.rendered[job.key] = unit
+        plan = topic.plan
+        assert plan is not None
+        of_theme = [topic.rendered.get(other.key) for other in plan.jobs if other.theme == job.theme]
+        if all(of_theme):
+            self._start(topic, partial(self._made, topic, job.theme), "make_files", plan, self.request, job.theme, of_theme)
+
+    def _made(self, topic: _Topic, theme: str, files: list[Path]) -> None:
+        topic.files[theme] = files
+        if len(topic.files) < len(self.request.themes):
+            return
+        result = topic.result
+        every = [path for name in self.request.themes for path in topic.files[name]]
+        result.files = list(dict.fromkeys(every))
+        result.reused = sum(unit.reused for unit in topic.rendered.values())
+        result.rendered = len(topic.rendered) - result.reused
+        first = self.request.themes[0]
+        jobs = topic.plan.jobs if topic.plan else ()
+        shown = [job for job in jobs if job.theme == first and (job.unit != LOOP or len(jobs) == len(self.request.themes))]
+        result.seconds = sum(topic.rendered[job.key].seconds for job in shown)
+        _end(topic, self.report)
+
+    def _failed(self, topic: _Topic, failure: Failure) -> None:
+        if failure.wrong_use:
+            raise WrongUse(failure.text)
+        topic.result.error = failure.text
+        for future, (owner, _) in self.under_way.items():
+            if owner is topic:
+                future.cancel()
+        _end(topic, self.report)
 
 
+@contextlib.contextmanager
+def workers(count: int) -> Iterator[Executor]:
+    """Give an executor: one worker is this very process, more are processes. An interrupt ends them at once."""
+    with _terminate_as_interrupt():
+        if count == 1:
+            yield _ThisProcess()
+            return
+        os.environ.setdefault("OMP_NUM_THREADS", "1")  # the processes share the cores
+        # A server that has imported everything forks the workers: they start warm, and no thread is ever forked.
+        method = "forkserver" if "forkserver" in get_all_start_methods() else "spawn"
+        context = get_context(method)
+        if method == "forkserver":
+            context.set_forkserver_preload(["scripts.pipeline.worker"])
+        pool = ProcessPoolExecutor(count, mp_context=context, initializer=run_task, initargs=("start_worker",))
+        try:
+            yield pool
+        except BaseException:
+            for process in list((pool._processes or {}).values()):
+                process.terminate()
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+        pool.shutdown()
+
+
+class _ThisProcess(Executor):
+    """Does each task at once, here: simple to debug, and the reference for what parallel workers must produce."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future:
+        future: Future = Future()
+        try:
+            future.set_result(fn(*args, **kwargs))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+
+@contextlib.contextmanager
+def _terminate_as_interrupt() -> Iterator[None]:
+    """Let a polite `kill` end the work as Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _outcome(future: Future) -> Any:
+    """Return what a task gave back, or a Failure that says what happened to its worker."""
+    try:
+        return future.result()
+    except BrokenProcessPool:
+        return Failure("a worker process died (out of memory?); fewer at a time with --jobs need less memory")
+    except Exception:
+        return Failure(traceback.format_exc().strip())
+
+
+def _is_unchanged(topic: _Topic, request: Request) -> bool:
+    """Take a topic's files from an earlier render if nothing has changed since."""
+    if request.make != "topic" or request.fresh:
+        return False
+    quality = QUALITIES[request.quality] if isinstance(request.quality, str) else request.quality
+    wanted = manifest.request_hash(topic.topic, quality, request.settings, request.formats)
+    found = [manifest.unchanged_files(topic.folder, theme, wanted) for theme in request.themes]
+    if not all(found):
+        return False
+    topic.result.files = list(dict.fromkeys(path for files in found if files for path in files))
+    renders = manifest.read(topic.folder)["renders"]
+    topic.result.seconds = renders[request.themes[0]]["seconds"]
+    topic.result.reused = sum(len(renders[t]["units"]) + bool(renders[t]["loop_seconds"]) for t in request.themes)
+    return True
+
+
+def _end(topic: _Topic, report: Report) -> None:
+    topic.ended = True
+    report.end(topic.result)
+
+
+def _noted(job: UnitJob) -> float:
+    """Return how many seconds of a unit its worker has noted as done."""
+    try:
+        return float((job.aside / PROGRESS_NOTE).read_text())
+    except (OSError, ValueError):
+        return 0.0

@@ -1,78 +1,70 @@
-"""Units: the title card, a chapter, the loop. The piece of work, of cache and of parallelism."""
+"""Units: the title card, a chapter, the end card, the loop. The piece of work, of cache and of parallelism.
 
+A rendered unit is a folder of the cache: its video, the stills of its key times, and unit.json with what the scene
+said about itself. The name of the folder is a hash of everything the picture depends on.
+"""
+
+import ast
 import hashlib
 import json
 import os
-import signal
-import tempfile
-from collections.abc import Iterator
-from concurrent.futures import Executor, ProcessPoolExecutor
-from contextlib import contextmanager
+import shutil
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from internals_math.sources import source_hash
-from internals_math.tiny_lm.checkpoints import cache_folder
-from internals_math.trace import digest
+from internals_math.sources import source_files, source_hash
+from internals_math.storage import cache_folder
+from scripts.pipeline.quality import Quality
 
-LOOP = "loop"
-
-
-@dataclass(frozen=True)
-class Quality:
-    """Size and frame rate, named as Manim's -q flags."""
-
-    name: str
-    width: int
-    height: int
-    frame_rate: int
-
-
-QUALITIES = {
-    "l": Quality("l", 854, 480, 15),
-    "m": Quality("m", 1280, 720, 30),
-    "h": Quality("h", 1920, 1080, 60),
-    "p": Quality("p", 2560, 1440, 60),
-    "k": Quality("k", 3840, 2160, 60),
-}
-# A GIF's delays are whole hundredths of a second; 720p scales down to 640 wide without losing flat colors.
-LOOP_QUALITIES = {"l": Quality("loop-l", 640, 360, 20)}
-LOOP_QUALITY = Quality("loop", 1280, 720, 25)
+OPENING, ENDING, LOOP = "opening", "ending", "loop"
+VIDEO, FACTS, PROGRESS_NOTE = "video.mp4", "unit.json", "progress"
+CACHE_LIMIT_BYTES = 8_000_000_000
 
 
 @dataclass(frozen=True)
 class UnitJob:
-    """Everything a worker needs to render one unit."""
+    """Everything a worker needs to render one unit, on any machine that sees the same cache folder."""
 
     slug: str
+    scene_module: str
+    scene_class: str
     unit: str
     theme: str
     quality: Quality
+    lossless: bool
     trace_file: str
     key: str
+    run: str  # which call of the pipeline wants it; names what is half-written
 
     @property
-    def video(self) -> Path:
-        return unit_folder() / f"{self.key}.mp4"
-
-    @property
-    def facts_file(self) -> Path:
-        return unit_folder() / f"{self.key}.json"
+    def aside(self) -> Path:
+        """The folder the unit is written into before it is whole."""
+        return unit_folder() / f".part-{self.run}-{self.key}"
 
 
 @dataclass(frozen=True)
 class RenderedUnit:
-    """A unit's video and what it says about itself."""
+    """A unit's folder and what the scene said about it; times are seconds from the start of the unit."""
 
     unit: str
-    video: Path
-    duration: float
+    folder: Path
+    seconds: float
     captions: list[dict[str, Any]]
     ledger: list[dict[str, Any]]
     key_times: list[float]
+    reused: bool = False
+
+    @property
+    def video(self) -> Path:
+        return self.folder / VIDEO
+
+    @property
+    def stills(self) -> list[Path]:
+        """One PNG for each key time."""
+        return [self.folder / still_name(index) for index in range(len(self.key_times))]
 
 
 def unit_folder() -> Path:
@@ -80,113 +72,114 @@ def unit_folder() -> Path:
     return cache_folder() / "units"
 
 
-def unit_quality(quality: Quality, unit: str) -> Quality:
-    """Return the size a unit is rendered at: loops have their own, made for GIFs."""
-    return LOOP_QUALITIES.get(quality.name, LOOP_QUALITY) if unit == LOOP else quality
+def still_name(index: int) -> str:
+    """Return the file name of the picture at a key time."""
+    return f"still-{index:02d}.png"
 
 
-def unit_job(scene: type, trace_hash: str, unit: str, theme: str, quality: Quality, trace_file: Path) -> UnitJob:
-    """Return the job of one unit; its key changes with everything that the picture depends on."""
-    size = unit_quality(quality, unit)
-    key = digest(
+def unit_key(
+    trace_hash: str, scene_module: str, unit: str, theme: str, quality: Quality, *, lossless: bool
+) -> str:
+    """Return a hash of everything a unit's picture depends on."""
+    parts = [
         trace_hash,
-        source_hash(scene.__module__),
+        unit_source(scene_module, unit),
+        source_hash("scripts.pipeline.encode"),
         unit,
         theme,
-        json.dumps(asdict(size), sort_keys=True),
-        version("manim"),
-        version("llm-internals"),
-        source_hash("scripts.pipeline.encode"),
-    )
-    return UnitJob(scene.slug(), unit, theme, size, str(trace_file), key)  # type: ignore[attr-defined]
+        asdict(quality),
+        lossless,
+        [version(name) for name in ("manim", "av", "llm-internals")],
+    ]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
 
 
-def cached(job: UnitJob) -> RenderedUnit | None:
-    """Return a unit that was rendered before; a missing, damaged or half-written one is None."""
+def unit_source(scene_module: str, unit: str) -> str:
+    """Return a hash of the code that draws one unit: all project modules behind the scene, and the scene's own file
+    without its comments and without the other chapters, unless they are called."""
+    files = source_files(scene_module)
+    digest = hashlib.sha256()
+    for path in files:
+        is_scene = path.stem == scene_module.rsplit(".", 1)[-1] and path.parent.name == "scenes"
+        digest.update(code_of_unit(path.read_text(), unit).encode() if is_scene else path.read_bytes())
+    return digest.hexdigest()
+
+
+def code_of_unit(source: str, unit: str) -> str:
+    """Return a scene file's code without the chapters (and the loop) that `unit` does not play or call."""
+    tree = ast.parse(source)
+    played = {
+        node.name: (owner, node)
+        for owner in ast.walk(tree)
+        if isinstance(owner, ast.ClassDef)
+        for node in owner.body
+        if isinstance(node, ast.FunctionDef) and (kind := _kind(node)) and unit not in (node.name, kind)
+    }
+    for owner, node in played.values():
+        owner.body.remove(node)
+    while called := [name for name in played if name in _names(tree)]:
+        for name in called:
+            owner, node = played.pop(name)
+            owner.body.append(node)
+    return ast.dump(tree)
+
+
+def _kind(node: ast.FunctionDef) -> str | None:
+    """Return "chapter" or "loop" if a method is decorated as one."""
+    for decorator in node.decorator_list:
+        name = decorator.func if isinstance(decorator, ast.Call) else decorator
+        if isinstance(name, ast.Name) and name.id in ("chapter", LOOP):
+            return name.id
+    return None
+
+
+def _names(tree: ast.AST) -> set[str]:
+    return {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+
+
+def load_unit(key: str, *, reused: bool = True) -> RenderedUnit | None:
+    """Return a unit of the cache; a missing, damaged or half-written one is None."""
+    folder = unit_folder() / key
     try:
-        facts = json.loads(job.facts_file.read_text())
-        if hashlib.sha256(job.video.read_bytes()).hexdigest() != facts.pop("sha256"):
-            return None
-        return RenderedUnit(video=job.video, **facts)
-    except (OSError, ValueError, KeyError, TypeError):
+        facts = json.loads((folder / FACTS).read_text())
+        for name, expected in facts.pop("files").items():
+            if file_hash(folder / name) != expected:
+                return None
+        os.utime(folder)  # used now: pruned last
+        return RenderedUnit(folder=folder, reused=reused, **facts)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
-def render_unit(job: UnitJob) -> RenderedUnit:
-    """Render one unit into the cache (in a worker process); written aside and renamed."""
-    # imported here: a worker is the only place that needs Manim
-    from manim import CairoRenderer, tempconfig
-
-    from scenes import series
-    from scenes.kit import theme
-    from scenes.kit.camera import KitCamera
-    from scripts.pipeline.encode import unit_writer
-
-    unit_folder().mkdir(parents=True, exist_ok=True)
-    theme.use(job.theme)
-    scene_class = series.scene_class(job.slug)
-    quality = job.quality
-    with tempfile.TemporaryDirectory(dir=unit_folder(), prefix=f".part-{os.getpid()}-") as folder:
-        aside = Path(folder) / "unit.mp4"
-        settings = {
-            "pixel_width": quality.width,
-            "pixel_height": quality.height,
-            "frame_rate": quality.frame_rate,
-            "background_color": theme.BACKGROUND,
-            "disable_caching": True,
-            "verbosity": "ERROR",
-            "progress_bar": "none",
-            "media_dir": folder,
-        }
-        with tempconfig(settings):
-            writer = unit_writer(aside, (quality.width, quality.height), quality.frame_rate, job.unit == LOOP)
-            renderer = CairoRenderer(file_writer_class=writer, camera_class=KitCamera)
-            trace = scene_class.core.Trace.load(Path(job.trace_file))
-            scene = scene_class(renderer, trace=trace, unit=job.unit)
-            scene.render()
-        facts = {
-            "unit": job.unit,
-            "duration": renderer.file_writer.encoder.frames / quality.frame_rate,
-            "captions": [asdict(caption) for caption in scene.captions],
-            "ledger": scene.ledger,
-            "key_times": scene.key_times,
-        }
-        digest_of_file = hashlib.sha256(aside.read_bytes()).hexdigest()
-        aside.replace(job.video)
-    words = job.facts_file.with_suffix(".json.part")
-    words.write_text(json.dumps({**facts, "sha256": digest_of_file}))
-    words.replace(job.facts_file)
-    return RenderedUnit(video=job.video, **facts)
+def keep_unit(job: UnitJob, facts: dict[str, Any]) -> None:
+    """Put a unit that was written aside into the cache, whole or not at all."""
+    files = {path.name: file_hash(path) for path in sorted(job.aside.iterdir())}
+    (job.aside / FACTS).write_text(json.dumps({**facts, "files": files}))
+    target = unit_folder() / job.key
+    shutil.rmtree(target, ignore_errors=True)
+    job.aside.replace(target)
 
 
-@contextmanager
-def worker_pool(jobs: int) -> Iterator[Executor]:
-    """Give a pool of warm processes; an interrupt ends them at once."""
-    method = "fork" if hasattr(os, "fork") and os.uname().sysname == "Linux" else "spawn"
-    pool = ProcessPoolExecutor(jobs, mp_context=get_context(method), initializer=_start_worker)
-    try:
-        yield pool
-    except BaseException:
-        for process in list((pool._processes or {}).values()):
-            process.terminate()
-        pool.shutdown(wait=True, cancel_futures=True)
-        _sweep()
-        raise
-    pool.shutdown()
+def file_hash(path: Path) -> str:
+    """Return the SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _start_worker() -> None:
-    # Ctrl-C reaches the whole process group; the parent decides what happens
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    os.environ["OMP_NUM_THREADS"] = "1"
-    import torch
-
-    torch.set_num_threads(1)
-
-
-def _sweep() -> None:
-    """Remove what ended workers left half-written."""
-    import shutil
-
-    for folder in unit_folder().glob(".part-*"):
+def sweep(run: str) -> None:
+    """Remove what a call of the pipeline left half-written."""
+    for folder in unit_folder().glob(f".part-{run}-*"):
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def prune(limit: int = CACHE_LIMIT_BYTES, *, keep: Iterable[str] = ()) -> None:
+    """Remove the units that were not used for longest until the cache is below `limit` bytes."""
+    kept = set(keep)
+    folders = [folder for folder in unit_folder().glob("[!.]*") if folder.is_dir() and folder.name not in kept]
+    sizes = {folder: sum(file.stat().st_size for file in folder.iterdir()) for folder in folders}
+    total = sum(sizes.values())
+    for folder in sorted(folders, key=lambda folder: folder.stat().st_mtime):
+        if total <= limit:
+            return
+        shutil.rmtree(folder, ignore_errors=True)
+        total -= sizes[folder]

@@ -1,0 +1,73 @@
+"""What goes between the parent and its workers: plain data. Imports nothing heavy."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from scenes.series import Topic
+from scripts.pipeline.manifest import FORMATS
+from scripts.pipeline.quality import Quality
+from scripts.pipeline.units import UnitJob
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a user asked for."""
+
+    make: str = "topic"  # or "clip", "sheet", "gif"
+    quality: str | Quality = "h"
+    themes: tuple[str, ...] = ("dark",)
+    settings: tuple[str, ...] = ()  # name=value
+    chapter: str | None = None  # a number from 1 on, or a name; None = the whole topic
+    formats: tuple[str, ...] = FORMATS
+    jobs: int | None = None
+    out: Path = Path("media")
+    fresh: bool = False
+    options: dict[str, Any] = field(default_factory=dict)  # of what is made: columns, stills, width, frame_rate
+
+
+@dataclass(frozen=True)
+class TopicPlan:
+    """What is to be rendered of a topic, and what its files say about it."""
+
+    topic: Topic
+    quality: Quality
+    jobs: tuple[UnitJob, ...]
+    titles: dict[str, str]  # by unit
+    chapters: tuple[str, ...]
+    takeaway: str
+    loop_alt: str
+    config: dict[str, Any]
+    trace_hash: str
+    provenance: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a task failed: a traceback, or the line a user reads."""
+
+    text: str
+    wrong_use: bool = False
+
+
+@dataclass
+class TopicResult:
+    """How work on one topic ended."""
+
+    slug: str
+    files: list[Path] = field(default_factory=list)
+    rendered: int = 0
+    reused: int = 0
+    seconds: float = 0.0  # of video
+    error: str | None = None
+
+    @property
+    def ok(self) -> bool:
+        return self.error is None
+
+
+def run_task(name: str, *arguments: Any) -> Any:
+    """Call a function of the worker module, which only workers import; an error comes back as a Failure."""
+    from scripts.pipeline import worker
+
+    return worker.attempt(getattr(worker, name), *arguments)

@@ -1,0 +1,34 @@
+"""Sizes and frame rates: Manim's five qualities, and the ones loops are rendered at."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Quality:
+    """Pixels and frames per second."""
+
+    width: int
+    height: int
+    frame_rate: int
+
+    def __str__(self) -> str:
+        return f"{self.height}p{self.frame_rate}"
+
+
+QUALITIES = {
+    "l": Quality(854, 480, 15),
+    "m": Quality(1280, 720, 30),
+    "h": Quality(1920, 1080, 60),
+    "p": Quality(2560, 1440, 60),
+    "k": Quality(3840, 2160, 60),
+}
+# Twice the width and the frame rate of a GIF: 640 px at 25 frames/s come out of it without losing a flat color.
+LOOP = Quality(1280, 720, 50)
+DRAFT_LOOP = Quality(640, 360, 25)
+
+
+def loop_quality(quality: Quality) -> Quality:
+    """Return what the master of a loop is rendered at beside a video of `quality`."""
+    if quality.width < DRAFT_LOOP.width:
+        return quality
+    return DRAFT_LOOP if quality.height < LOOP.height else LOOP
