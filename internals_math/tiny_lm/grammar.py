@@ -12,9 +12,10 @@ floor of a text is the sum of -ln p over its words.
 import math
 import random
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import no_type_check
 
-from internals_math.tiny_lm.vocabulary import BOS, WORDS, id_of
+from internals_math.tiny_lm.vocabulary import BOS, WORDS, ids_of
 
 Choice = dict[str, float]  # word -> probability; a word that is not listed cannot follow
 Document = Generator[Choice, str, None]
@@ -56,20 +57,20 @@ def by_rank(options: Sequence[str]) -> Choice:
 class Sampled:
     """One document: its token ids from <bos> to <eos>, and the surprisal -ln p of each id after the first."""
 
-    ids: list[int] = field(default_factory=lambda: [BOS])
-    surprisal: list[float] = field(default_factory=list)
+    ids: list[int]
+    surprisal: list[float]
 
 
 def sample_document(grammar: Grammar, rng: random.Random) -> Sampled:
     """Draw one document; <eos> at its end is certain."""
-    document = Sampled()
+    said, shares = [], []
     run = _Run(grammar)
     while not run.ended:
         word, share = _draw(run.choice, rng)
-        document.ids.append(id_of(word))
-        document.surprisal.append(-math.log(share))
+        said.append(word)
+        shares.append(share)
         run.say(word)
-    return document
+    return Sampled([BOS, *ids_of(said)], [-math.log(share) for share in shares])
 
 
 def next_choice(grammar: Grammar, prefix: Sequence[str]) -> Choice:
@@ -103,6 +104,7 @@ class _Run:
         self.choice = next(self._document)
         self.ended = False
 
+    @no_type_check  # called for every word of a corpus, where run-time checks of the tests would take a minute
     def say(self, word: str) -> None:
         """Choose the next word."""
         if self.choice is END:
@@ -124,6 +126,7 @@ def _shares(run: _Run, prefix: Sequence[str]) -> Iterator[float]:
         run.say(word)
 
 
+@no_type_check  # as above
 def _draw(choice: Choice, rng: random.Random) -> tuple[str, float]:
     if len(choice) == 1:  # certain words cost no random number
         return next(iter(choice.items()))

@@ -10,7 +10,7 @@ H = query heads, G = key-value heads, d = head_dim, L = layers, V = vocabulary.
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int, Shaped
@@ -45,6 +45,7 @@ AttentionFn = Callable[[Tensor, Tensor, Tensor, Tensor, float, int], Tensor]
 LinearFn = Callable[[str, Tensor, Tensor], Tensor]
 
 
+@runtime_checkable
 class Cache(Protocol):
     """What the decoder needs of a key-value cache."""
 

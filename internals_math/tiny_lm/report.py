@@ -1,7 +1,7 @@
 """The interpretability report: everything measured on the models, as data and as the page docs/tiny_lm.md.
 
 measured = report.measure()      # a minute or two; variants that are not stored are trained first
-print(report.text(measured))
+print(report.to_markdown(measured))
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -138,7 +138,7 @@ def _variant_row(name: str, stage: Callable[[str], None], on_step: OnStep | None
 # -- the page ----------------------------------------------------------------------------------------------------------
 
 
-def text(report: Report) -> str:
+def to_markdown(report: Report) -> str:
     """Return the report as Markdown."""
     sections = (_opening, _seeds, _learning, _classes, _positions, _writing, _heads, _variants, _walks)
     return "\n\n".join(section(report) for section in sections) + "\n"

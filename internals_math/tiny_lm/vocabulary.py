@@ -44,7 +44,7 @@ def encode(text: str, *, bos: bool = True) -> list[int]:
     Raises:
         ValueError: a word is not in the vocabulary.
     """
-    ids = [id_of(word) for word in text.split()]
+    ids = ids_of(text.split())
     return [BOS, *ids] if bos and (not ids or ids[0] != BOS) else ids
 
 
@@ -59,6 +59,16 @@ def id_of(word: str) -> int:
     Raises:
         ValueError: it is not in the vocabulary.
     """
-    if word not in _IDS:
-        raise ValueError(f"{word!r} is not one of the {VOCAB_SIZE} words of the story world")
-    return _IDS[word]
+    return ids_of([word])[0]
+
+
+def ids_of(words: Iterable[str]) -> list[int]:
+    """Return the ids of words.
+
+    Raises:
+        ValueError: one of them is not in the vocabulary.
+    """
+    try:
+        return [_IDS[word] for word in words]
+    except KeyError as error:
+        raise ValueError(f"{error} is not one of the {VOCAB_SIZE} words of the story world") from None
