@@ -140,18 +140,18 @@ class KVCache(TopicScene):
         """Compute the new key and value once, then keep them."""
         trace = self.trace
         first, steps = int(trace.contexts[0]), len(trace.contexts)
-        keys, values = self.small_cache(trace.keys, first, "KEY", 2.0), self.small_cache(trace.values, first, "VALUE", 5.2)
+        keys, values = self.small_cache(trace.keys, first, "KEY", 2.35), self.small_cache(trace.values, first, "VALUE", 5.35)
         names = RowNames(trace.tokens[: first + steps - 1], keys).hide(slice(first, None))
         below = [
             Label(words, color=color, bold=True).next_to(grid, UP, buff=0.3)
             for words, color, grid in (("kept keys", theme.KEY, keys), ("kept values", theme.VALUE, values))
         ]
-        to_key, to_value = self.projection(trace.w_key, -4.1, "KEY"), self.projection(trace.w_value, -1.9, "VALUE")
+        to_key, to_value = self.projection(trace.w_key, -4.55, "KEY"), self.projection(trace.w_value, -1.7, "VALUE")
         signs = [
             Formula(f"{{{{ {name} : sign }}}}", size=0.24, sign=role).next_to(matrix, UP, buff=0.3)
             for name, role, matrix in (("W_K", "KEY", to_key), ("W_V", "VALUE", to_value))
         ]
-        count = Readout(lambda n: f"{n:d}", trace.rows_with_cache_total[0], size=0.4, bold=True).move_to([1.1, -2.5, 0])
+        count = Readout(lambda n: f"{n:d}", trace.rows_with_cache_total[0], size=0.36, bold=True).move_to([-1.4, -2.6, 0])
         unit = Label("key rows computed so far", color=theme.MUTED).next_to(count, RIGHT, buff=0.3).align_to(count, DOWN)
 
         self.say("Two weight matrices turn each word into a key and a value.")
@@ -162,10 +162,10 @@ class KVCache(TopicScene):
             speed = 1.0 if step == 1 else 0.55
             if step == 2:
                 self.say("Compute the new key and value once, then keep them.")
-            word = TokenRow(trace.tokens[row : row + 1]).move_to([-6.0, 2.35, 0])
+            word = TokenRow(trace.tokens[row : row + 1]).move_to([-6.1, 2.35, 0])
             state = TensorGrid(
                 trace.inputs[row].reshape(-1, 1), cell=(0.34, 0.105), number=None, limit=largest(trace.inputs)
-            ).move_to([-6.0, 0, 0]).align_to(to_key, UP)
+            ).move_to([-6.35, 0, 0]).align_to(to_key, UP)
             self.play(FadeIn(word, state, shift=0.2 * DOWN), run_time=0.6 * speed)
             flights = []
             for matrix, field, grid in ((to_key, trace.keys, keys), (to_value, trace.values, values)):
@@ -188,7 +188,7 @@ class KVCache(TopicScene):
             values.show(row)
             self.remove(*flights)
             self.play(
-                count.animate.set_value(trace.rows_with_cache_total[step]), FadeOut(word, state), run_time=0.5 * speed
+                count.animate.set_value(trace.rows_with_cache_total[step], RIGHT), FadeOut(word, state), run_time=0.5 * speed
             )
         without = Label(f"{trace.rows_without_cache_total[steps - 1]:d} without the cache", color=theme.LOSS)
         without.next_to(unit, RIGHT, buff=0.4).align_to(unit, DOWN)
@@ -202,7 +202,7 @@ class KVCache(TopicScene):
 
     def projection(self, weight, x: float, role: str) -> TensorGrid:
         """Return a projection matrix, one column a number of the result."""
-        grid = TensorGrid(weight.T, cell=(0.2, 0.105), number=None, role=role)
+        grid = TensorGrid(weight.T, cell=(0.24, 0.105), number=None, role=role)
         return grid.move_to([x, 0, 0]).align_to([0, 1.8, 0], UP)
 
     # -- chapter 4 --------------------------------------------------------------------------------------------------
@@ -212,7 +212,13 @@ class KVCache(TopicScene):
         """Only the query is new. The memory is the same."""
         stage = MemoryStage(self.trace)
         self.say("The newest word turns into one query and asks every kept key.")
-        self.play(FadeIn(*stage.parts()), run_time=theme.MOVE)
+        titles = [
+            Label(words, color=color, bold=True).move_to([grid.get_center()[0], -2.3, 0])
+            for words, color, grid in (
+                ("kept keys", theme.KEY, stage.keys), ("kept values", theme.VALUE, stage.values)
+            )
+        ]  # fmt: skip
+        self.play(FadeIn(*stage.parts(), *titles), run_time=theme.MOVE)
         self.ask(stage, 0, pace=1.0, explain=True)
         self.say("Only the query is new. The memory is the same.")
         for step in range(1, min(3, len(self.trace.contexts))):
@@ -223,13 +229,12 @@ class KVCache(TopicScene):
     @loop
     def one_step(self):
         """One decode step, from the query to the row that is added."""
-        stage = MemoryStage(self.trace)
+        stage = MemoryStage(self.trace, row_height=0.6, top=2.55)
         self.add(*stage.parts())
-        self.hold(0.4)
-        self.ask(stage, 0, pace=0.7)
         self.hold(0.3)
+        self.ask(stage, 0, pace=0.62)
         self.grow(stage, 1)
-        self.hold(0.4)
+        self.hold(0.3)
         last = int(self.trace.contexts[1]) - 1
         self.play(*(part.animate.hide(last) for part in stage.parts()), run_time=0.5)
 
@@ -279,7 +284,7 @@ class KVCache(TopicScene):
         row = int(self.trace.contexts[step]) - 1
         flights = []
         for grid in (stage.keys, stage.values):
-            flight = grid.row(row).move_to([grid.get_center()[0], 2.66, 0])
+            flight = grid.row(row).move_to([grid.get_center()[0], stage.head, 0])
             flights.append(flight.animate.move_to(grid.row_center(row)))
         self.play(*flights, stage.names.animate.show(row), run_time=0.8)
         self.remove(*(flight.mobject for flight in flights))
@@ -369,7 +374,7 @@ class KVCache(TopicScene):
         values = TensorGrid(trace.values, cell=cell, number=None, role="VALUE").next_to(keys, RIGHT, buff=0.3)
         memory = Group(keys, values).move_to([-4.4, 1.2, 0])
         chip = Frame(1.7, 1.1, color=theme.TEXT).move_to([1.1, 1.2, 0])
-        inside = Label("multiply,\nadd", align=0.5).move_to(chip)
+        inside = Label("multiply,\nadd", align=0.5).move_to(chip).set_z_index(1)
         bus = arrow(memory.get_right() + 0.25 * RIGHT, chip.get_left() + 0.1 * LEFT)
         read = Readout(lambda n: f"{n:d} bytes read", trace.decode_bytes_read[0], size=0.24).move_to([4.6, 1.5, 0])
         done = Readout(lambda n: f"{n:d} FLOPs done", trace.decode_flops[0], size=0.24).move_to([4.6, 0.9, 0])
@@ -400,14 +405,14 @@ class KVCache(TopicScene):
 class MemoryStage:
     """The picture of chapter 4 and of the loop: kept keys on the left, kept values on the right."""
 
-    CELL = (0.58, 0.385)
-
-    def __init__(self, trace) -> None:
+    def __init__(self, trace, *, row_height: float = 0.385, top: float = 2.1) -> None:
         self.trace = trace
+        self.cell = (0.58, row_height)
+        self.head = top + 0.37 + row_height / 2  # height of the query and of the output
         first = int(trace.contexts[0])
         new_rows = slice(first, None)
-        self.keys = TensorGrid(trace.keys, cell=self.CELL, role="KEY").move_to([-3.0, 0, 0]).align_to([0, 2.1, 0], UP)
-        self.values = TensorGrid(trace.values, cell=self.CELL, role="VALUE").move_to([4.25, 0, 0])
+        self.keys = TensorGrid(trace.keys, cell=self.cell, role="KEY").move_to([-3.0, 0, 0]).align_to([0, top, 0], UP)
+        self.values = TensorGrid(trace.values, cell=self.cell, role="VALUE").move_to([4.25, 0, 0])
         self.values.align_to(self.keys, UP)
         self.names = RowNames(trace.tokens[: len(trace.keys)], self.keys)
         for part in self.parts():
@@ -420,18 +425,18 @@ class MemoryStage:
     def query(self, step: int) -> TensorGrid:
         """Return the query of a step, above the keys."""
         limit = largest(self.trace.queries)
-        return TensorGrid(self.trace.queries[step], cell=self.CELL, limit=limit, role="QUERY").move_to(
-            [self.keys.get_center()[0], 2.66, 0]
+        return TensorGrid(self.trace.queries[step], cell=self.cell, limit=limit, role="QUERY").move_to(
+            [self.keys.get_center()[0], self.head, 0]
         )
 
     def output(self, step: int) -> TensorGrid:
         """Return the mixed values of a step, above the values."""
-        output = TensorGrid(self.trace.outputs[step], cell=self.CELL, limit=self.values.limit, role="OUTPUT")
-        return output.move_to([self.values.get_center()[0], 2.66, 0])
+        output = TensorGrid(self.trace.outputs[step], cell=self.cell, limit=self.values.limit, role="OUTPUT")
+        return output.move_to([self.values.get_center()[0], self.head, 0])
 
     def bars(self, step: int) -> Bars:
         """Return the scores of a step beside the rows of the keys, not yet grown."""
         rows = int(self.trace.contexts[step])
         scores = self.trace.scores[step, :rows]
-        bars = Bars(scores, limit=1.2 * largest(scores), signed=True, length=1.7, step=self.CELL[1])
+        bars = Bars(scores, limit=1.2 * largest(scores), signed=True, length=1.7, step=self.cell[1])
         return bars.move_to([0.45, 0, 0]).align_to(self.keys, UP).hide()

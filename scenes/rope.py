@@ -84,8 +84,8 @@ class RoPE(TopicScene):
     def output_of(self, row: TokenRow, values: Any) -> TensorGrid:
         """Return the output of the last word beside its sentence."""
         limit = largest(self.trace.swap_test.output_before, self.trace.swap_test.rope_output_before)
-        grid = TensorGrid(values, cell=(0.53, 0.5), number="+.1f", limit=limit, role="OUTPUT")
-        return grid.move_to([4.35, row.get_center()[1] + 0.45, 0])
+        grid = TensorGrid(values, cell=(0.57, 0.5), number="+.1f", limit=limit, role="OUTPUT")
+        return grid.move_to([4.3, row.get_center()[1] + 0.45, 0])
 
     # -- chapter 2 --------------------------------------------------------------------------------------------------
 
@@ -97,7 +97,8 @@ class RoPE(TopicScene):
         numbers = TensorGrid(trace.q, cell=(0.66, 0.56), role="QUERY").move_to([3.1, 1.7, 0])
         whose = Label(f"query of “{trace.query_token}”", color=theme.QUERY, bold=True).next_to(numbers, UP, buff=0.25)
         plane = VectorPlane(trace.q_turned[0, 0], ["QUERY"], radius=2.3).move_to([-3.6, 0.05, 0]).hide()
-        position = Readout(lambda m: f"position {m:d}", trace.shifts[0], size=0.3, bold=True).move_to([3.1, -0.25, 0])
+        position = Readout(lambda m: f"position {m:d}", trace.shifts[0], size=0.3, bold=True).move_to([3.1, 0.2, 0])
+        speed = Label(f"theta is {trace.inv_freq[0]:.0f} radian for this pair", color=theme.MUTED).move_to([3.1, -0.5, 0])
 
         self.say("Take two numbers of a query. Together they are an arrow.")
         self.play(FadeIn(numbers, whose), run_time=theme.QUICK)
@@ -112,7 +113,7 @@ class RoPE(TopicScene):
         )
         self.play(plane.animate.show(), run_time=0.6)
         self.say("Position m turns the arrow by m times theta.")
-        self.play(FadeIn(position), run_time=0.4)
+        self.play(FadeIn(position, speed), run_time=0.4)
         for stop in range(1, stops):
             plane.leave_ghosts()
             self.play(
@@ -162,18 +163,18 @@ class RoPE(TopicScene):
     @loop
     def spinning(self):
         """Both arrows turn, the wedge and the score stay."""
-        plane, panel = self.wedge_picture()
+        plane, panel = self.wedge_picture(radius=3.2)
         plane.show_wedge()
         panel[2].show()
         self.add(plane, *panel)
         self.spin(plane, panel, start=0, run_time=6.0)
 
-    def wedge_picture(self) -> tuple[VectorPlane, tuple[Any, ...]]:
+    def wedge_picture(self, radius: float = 2.35) -> tuple[VectorPlane, tuple[Any, ...]]:
         """Return the circle with both arrows, and what is read off beside it."""
         trace = self.trace
-        plane = VectorPlane(trace.arrows_by_shift[0, 0], ["QUERY", "KEY"], radius=2.35, line=0.075)
-        plane.move_to([-3.5, 0.05, 0])
-        left = [0.6, 0, 0]
+        plane = VectorPlane(trace.arrows_by_shift[0, 0], ["QUERY", "KEY"], radius=radius, line=0.032 * radius)
+        plane.move_to([-3.3, 0.05, 0])
+        left = [0.75, 0, 0]
         query = Readout(
             lambda m: f"query “{trace.query_token}” at position {m:d}", trace.query_positions[0],
             face="words", bold=True, color=theme.QUERY, size=0.24,
@@ -214,8 +215,8 @@ class RoPE(TopicScene):
         pairs = len(trace.inv_freq)
         planes, speeds, turns = [], [], []
         for pair in range(pairs):
-            plane = VectorPlane(trace.q_turned[0, pair], ["QUERY"], radius=1.35, normalize=True)
-            plane.move_to([-4.95 + 3.3 * pair, 0.75, 0]).leave_ghosts()
+            plane = VectorPlane(trace.q_turned[0, pair], ["QUERY"], radius=1.5, normalize=True)
+            plane.move_to([-5.0 + 3.33 * pair, 0.55, 0]).leave_ghosts()
             planes.append(plane)
             speed = Label(f"{trace.inv_freq[pair]:.2f} rad per word", size=0.18, color=theme.MUTED)
             speeds.append(speed.next_to(plane, DOWN, buff=0.3))
@@ -248,7 +249,7 @@ class RoPE(TopicScene):
         top = largest(trace.contributions)
         small = []
         for pair in range(pairs):
-            chart = Chart(3.9, 0.95, x=(0, last), y=(-top, top), y_ticks=[0], y_format=lambda _: "")
+            chart = Chart(3.9, 0.95, x=(0, last), y=(-1.3 * top, 1.3 * top), y_ticks=[0], y_format=lambda _: "")
             chart.move_to([-4.35, 2.15 - 1.42 * pair, 0])
             chart.curve(trace.distances, trace.contributions[pair], role="WEIGHT", drawn=0)
             small.append(chart)
@@ -272,7 +273,7 @@ class RoPE(TopicScene):
             self.play(*focus, added, run_time=1.1)
             self.hold(0.2)
         self.say("The sum is this head’s real taste for distance: up and down.")
-        self.play(big.animate.ride(total, 0.0), run_time=0.1)
+        big.ride(total, 0.0)
         self.play(big.animate(rate_func=linear).ride(total, 1.0), run_time=3.0)
         self.hold(0.3)
 
@@ -295,17 +296,20 @@ class RoPE(TopicScene):
         self.play(grid.animate.set_values(trace.score_matrix_rope), FadeOut(state), FadeIn(turned), run_time=1.2)
         far = len(trace.shift_test_shifts) - 1
         self.say(f"Shifted by {trace.shift_test_shifts[far]:,} positions: the same logits, to rounding.")
-        head = Label("move the whole text by", color=theme.MUTED).move_to([3.9, 1.9, 0])
-        change = Label("largest change of a logit", color=theme.MUTED)
+        heads = [
+            Label("whole text\nmoved by", size=0.18, color=theme.MUTED, align=1.0).move_to([0, 1.9, 0]),
+            Label("largest change\nof a logit", size=0.18, color=theme.MUTED, align=1.0).move_to([0, 1.9, 0]),
+        ]
+        for head, x in zip(heads, (3.0, 6.0), strict=True):
+            head.align_to([x, 0, 0], RIGHT)
         lines = []
         for row in range(far + 1):
-            y = 1.25 - 0.55 * row
+            y = 1.05 - 0.6 * row
             shift = Readout(lambda n: f"{n:,}", trace.shift_test_shifts[row], size=0.26).move_to([2.9, y, 0])
             moved = Readout(lambda d: f"{d:.1e}", trace.shift_test_diff[row], size=0.26, bold=True, color=theme.KEY)
             shift.align_to([3.0, 0, 0], RIGHT)
-            lines.append(Group(shift, moved.move_to([4.9, y, 0])))
-        change.next_to(lines[-1], DOWN, buff=0.4).align_to(lines[-1][1], RIGHT)
-        self.play(FadeIn(head, change), run_time=0.4)
+            lines.append(Group(shift, moved.move_to([4.9, y, 0]).align_to([6.0, 0, 0], RIGHT)))
+        self.play(FadeIn(*heads), run_time=0.4)
         for line in lines:
             self.play(FadeIn(line, shift=0.1 * RIGHT), run_time=0.45)
         self.hold(0.8)
@@ -335,7 +339,7 @@ class RoPE(TopicScene):
         ]
         edge = Stroke(chart.place(trace.train_length, 0), chart.place(trace.train_length, top), dash=(0.08, 0.08))
         edge_name = Label(f"trained up to {trace.train_length:d}", size=0.18, color=theme.MUTED)
-        edge_name.next_to(edge, UP, buff=0.12)
+        edge_name.next_to(edge, RIGHT, buff=0.15).align_to(edge, UP).shift(0.22 * DOWN)
         self.say("Beyond the positions it was trained on, the model gets lost.")
         self.play(FadeIn(chart, edge, edge_name), run_time=theme.QUICK)
         self.play(chart.animate.draw_curve(floor), run_time=0.6)

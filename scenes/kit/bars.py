@@ -78,7 +78,7 @@ class Bars(Picture):
     def set_values(
         self, values: Traced, *, limit: float | Traced | None = None, signed: bool | None = None
     ) -> Self:
-        """Show other values; bars glide, numbers change over at half time. A new limit rescales the ground."""
+        """Show other values; bars glide, numbers snap at half time. A new limit rescales the ground."""
         if len(values) != len(self.amounts):
             raise ValueError(f"set_values needs {len(self.amounts)} values, got {len(values)}")
         self._take(values)
@@ -133,8 +133,6 @@ class Bars(Picture):
     def blend(self, start: "Bars", end: "Bars", alpha: float) -> None:
         nearer = start if alpha < 0.5 else end
         self.values, self.texts, self.names = nearer.values, nearer.texts, nearer.names
-        if start.texts != end.texts:
-            self.ink = self.ink * abs(2 * alpha - 1)
 
     def draw(self, painter: Painter) -> None:
         half = self.thickness * self.step / 2

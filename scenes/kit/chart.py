@@ -162,7 +162,7 @@ class Chart(Picture):
     def draw(self, painter: Painter) -> None:
         self._draw_axes(painter)
         for number, curve in enumerate(self.curves):
-            if self.shown[number] > 0:
+            if self.shown[number] > 0 and self.drawn[number] > 0:
                 self._draw_curve(painter, number, curve)
 
     def _draw_axes(self, painter: Painter) -> None:
