@@ -321,9 +321,9 @@ class RoPE(TopicScene):
         """Slow the hands down and old angles cover new positions."""
         trace = self.trace
         places = trace.loss_positions
-        last, top = 252.0, 4.2
+        last, top = 252.0, 3.3
         chart = Chart(
-            7.6, 4.3, x=(0, last), y=(0, top), x_ticks=[0, 64, 128, 192], y_ticks=[0, 1, 2, 3, 4], x_format="d",
+            7.6, 4.3, x=(0, last), y=(0, top), x_ticks=[0, 64, 128, 192], y_ticks=[0, 1, 2, 3], x_format="d",
             y_format="d", x_label="position in the text", y_label="loss, nats per word",
         ).move_to([-1.9, 0.3, 0])  # fmt: skip
         floor = chart.curve(
@@ -346,6 +346,8 @@ class RoPE(TopicScene):
         self.play(chart.animate(rate_func=linear).draw_curve(curves[0]), run_time=2.2)
         self.say("Slow the hands down and old angles cover new positions.")
         self.play(chart.animate(rate_func=linear).draw_curve(curves[2]), run_time=2.2)
+        self.say("Here it helps a little far out and costs a little nearby.")
+        self.hold(0.5)
         self.say("Slowing every hand confuses this model: near words blur too.")
         self.play(chart.animate(rate_func=linear).draw_curve(curves[1]), run_time=2.0)
         self.hold(0.8)

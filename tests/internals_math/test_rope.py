@@ -1,0 +1,293 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import LlamaConfig
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+from transformers.models.gptj import modeling_gptj
+from transformers.models.llama import modeling_llama
+
+from internals_math import rope
+from internals_math.rope import (
+    Config,
+    apply_rotary,
+    apply_rotary_complex,
+    decay_bound,
+    interpolate_positions,
+    ntk_scaled_base,
+    pair_contributions,
+    permute_half_to_interleaved,
+    permute_interleaved_to_half,
+    relative_score,
+    rope_angles,
+    rope_cos_sin,
+    rope_frequencies,
+    rotation_matrix,
+    to_pairs,
+)
+
+HEAD_DIMS = st.sampled_from([2, 4, 8, 16])
+LAYOUTS = st.sampled_from(rope.LAYOUTS)
+POSITIONS = st.integers(0, 200)
+
+
+def vectors(count, head_dim, seed=0, dtype=torch.float64):
+    return torch.randn(count, head_dim, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def turn(x, positions, inv_freq, layout="half"):
+    positions = torch.as_tensor(positions).reshape(-1)
+    return apply_rotary(x, *rope_cos_sin(positions, inv_freq, layout), layout)
+
+
+# -- laws --------------------------------------------------------------------------------------------------------------
+
+
+@given(HEAD_DIMS, POSITIONS, LAYOUTS)
+def test_a_rotation_keeps_the_length(head_dim, position, layout):
+    x = vectors(1, head_dim)
+    turned = turn(x, position, rope_frequencies(head_dim), layout)
+    torch.testing.assert_close(turned.norm(dim=-1), x.norm(dim=-1))
+
+
+@given(HEAD_DIMS, POSITIONS, POSITIONS, LAYOUTS)
+def test_rotation_matrices_form_a_group(head_dim, m, n, layout):
+    inv_freq = rope_frequencies(head_dim)
+    one, other = rotation_matrix(m, inv_freq, layout), rotation_matrix(n, inv_freq, layout)
+    torch.testing.assert_close(one @ other, rotation_matrix(m + n, inv_freq, layout))
+    torch.testing.assert_close(one.T, rotation_matrix(-m, inv_freq, layout))
+    torch.testing.assert_close(rotation_matrix(0, inv_freq, layout), torch.eye(head_dim, dtype=torch.float64))
+    assert torch.linalg.det(one) == pytest.approx(1.0)
+
+
+@given(HEAD_DIMS, POSITIONS, POSITIONS, st.integers(0, 10_000))
+def test_only_the_distance_of_the_positions_counts(head_dim, m, n, shift):
+    inv_freq = rope_frequencies(head_dim)
+    q, k = vectors(2, head_dim).split(1)
+    here = (turn(q, m, inv_freq) * turn(k, n, inv_freq)).sum()
+    there = (turn(q, m + shift, inv_freq) * turn(k, n + shift, inv_freq)).sum()
+    # float64 angles of up to 10,000 rad carry 1e-12, times the lengths of q and k
+    torch.testing.assert_close(here, there, atol=1e-10, rtol=0)
+
+
+@given(HEAD_DIMS, st.integers(0, 100))
+def test_the_shift_leaves_float32_scores_alone_too(head_dim, shift):
+    inv_freq = rope_frequencies(head_dim)
+    q, k = vectors(2, head_dim, dtype=torch.float32).split(1)
+    here = (turn(q, 5, inv_freq) * turn(k, 2, inv_freq)).sum()
+    there = (turn(q, 5 + shift, inv_freq) * turn(k, 2 + shift, inv_freq)).sum()
+    torch.testing.assert_close(here, there, atol=1e-5, rtol=0)
+
+
+@given(HEAD_DIMS, POSITIONS, POSITIONS, LAYOUTS)
+def test_the_sum_of_cosines_is_the_dot_product_of_the_rotated_vectors(head_dim, m, n, layout):
+    inv_freq = rope_frequencies(head_dim)
+    q, k = vectors(2, head_dim)
+    explicit = rotation_matrix(m, inv_freq, layout) @ q @ (rotation_matrix(n, inv_freq, layout) @ k)
+    torch.testing.assert_close(relative_score(q, k, inv_freq, torch.tensor([m - n]), layout)[0], explicit)
+
+
+def test_at_distance_zero_the_score_is_the_plain_dot_product():
+    q, k = vectors(2, 8)
+    torch.testing.assert_close(relative_score(q, k, rope_frequencies(8), torch.tensor([0]))[0], q @ k)
+
+
+def test_the_score_depends_on_who_comes_first_unless_query_and_key_are_equal():
+    q, k = vectors(2, 8)
+    distances = torch.tensor([-3, 3])
+    before, after = relative_score(q, k, rope_frequencies(8), distances)
+    assert abs(before - after) > 0.1
+    before, after = relative_score(q, q, rope_frequencies(8), distances)
+    torch.testing.assert_close(before, after)
+
+
+@given(HEAD_DIMS, POSITIONS)
+def test_matrix_complex_and_elementwise_forms_agree(head_dim, position):
+    inv_freq, x = rope_frequencies(head_dim), vectors(1, head_dim)
+    places = torch.tensor([position])
+    complex_form = apply_rotary_complex(x, places, inv_freq)
+    torch.testing.assert_close(turn(x, position, inv_freq, "interleaved"), complex_form)
+    torch.testing.assert_close((rotation_matrix(position, inv_freq, "interleaved") @ x[0])[None], complex_form)
+    torch.testing.assert_close((rotation_matrix(position, inv_freq, "half") @ x[0])[None], turn(x, position, inv_freq))
+
+
+def test_permuting_the_weights_and_switching_the_layout_changes_no_score():
+    heads, head_dim, width, length = 3, 8, 12, 5
+    w_q, w_k = vectors(heads * head_dim, width, 1), vectors(heads * head_dim, width, 2)
+    x, places = vectors(length, width, 3), torch.arange(length)
+    inv_freq = rope_frequencies(head_dim)
+
+    def scores(w_q, w_k, layout):
+        q, k = ((x @ w.T).view(length, heads, head_dim).transpose(0, 1) for w in (w_q, w_k))
+        return turn(q, places, inv_freq, layout) @ turn(k, places, inv_freq, layout).transpose(1, 2)
+
+    moved = [permute_interleaved_to_half(w, heads) for w in (w_q, w_k)]
+    torch.testing.assert_close(scores(w_q, w_k, "interleaved"), scores(*moved, "half"))
+    torch.testing.assert_close(permute_half_to_interleaved(moved[0], heads), w_q)
+    assert not torch.allclose(scores(w_q, w_k, "interleaved"), scores(w_q, w_k, "half"))
+
+
+@given(st.floats(1, 16), st.sampled_from([4, 8, 64]))
+def test_the_ntk_base_keeps_the_fastest_hand_and_slows_the_slowest_by_the_scale(scale, head_dim):
+    before, after = rope_frequencies(head_dim), rope_frequencies(head_dim, ntk_scaled_base(1e4, head_dim, scale))
+    assert after[0] == 1
+    assert float(after[-1]) == pytest.approx(float(before[-1]) / scale, rel=1e-9)
+
+
+@given(st.floats(1, 16))
+def test_interpolated_positions_slow_every_hand_by_the_scale(scale):
+    inv_freq, places = rope_frequencies(8), torch.arange(5)
+    angles = rope_angles(interpolate_positions(places.double(), scale), inv_freq)
+    torch.testing.assert_close(angles, rope_angles(places, inv_freq / scale))
+
+
+def test_the_decay_bound_starts_at_its_exact_maximum():
+    bound = decay_bound(128, 1e4, torch.arange(500))
+    assert bound[0] == pytest.approx((128 / 2 + 1) / 2)
+    assert (bound <= bound[0]).all()
+
+
+@given(st.integers(0, 1000), st.integers(0, 20))
+def test_no_score_exceeds_the_abel_bound(distance, seed):
+    q, k = vectors(2, 16, seed)
+    inv_freq = rope_frequencies(16)
+    q_pairs, k_pairs = (torch.view_as_complex(to_pairs(v).contiguous()) for v in (q, k))
+    products = torch.cat([q_pairs * k_pairs.conj(), torch.zeros(1, dtype=torch.complex128)])
+    largest = products.diff().abs().max()
+    angles = distance * inv_freq
+    sums = torch.polar(torch.ones_like(angles), angles).cumsum(0).abs().sum()
+    assert relative_score(q, k, inv_freq, torch.tensor([distance])).abs() <= largest * sums + 1e-9
+
+
+def test_gradients_pass_through_with_their_length_unchanged():
+    x = vectors(4, 8).requires_grad_()
+    upstream = vectors(4, 8, seed=9)
+    turn(x, torch.arange(4), rope_frequencies(8)).backward(upstream)
+    torch.testing.assert_close(x.grad.norm(dim=-1), upstream.norm(dim=-1))
+
+
+# -- independent implementations ---------------------------------------------------------------------------------------
+
+
+def test_the_half_layout_is_hugging_face_llama():
+    config = LlamaConfig(hidden_size=32, num_attention_heads=4, rope_parameters={"rope_type": "default", "rope_theta": 100.0})
+    places = torch.arange(9)[None]
+    q, k = (vectors(9 * 4, 8, seed, torch.float32).view(1, 9, 4, 8).transpose(1, 2) for seed in (1, 2))
+    cos, sin = modeling_llama.LlamaRotaryEmbedding(config)(q, places)
+    theirs = modeling_llama.apply_rotary_pos_emb(q, k, cos, sin)
+    ours = rope_cos_sin(places[0], rope_frequencies(8, 100.0).float())
+    torch.testing.assert_close((apply_rotary(q, *ours), apply_rotary(k, *ours)), theirs)
+
+
+def test_the_interleaved_layout_is_hugging_face_gptj():
+    places, inv_freq = torch.arange(6), rope_frequencies(8)
+    x = vectors(6 * 2, 8).view(1, 6, 2, 8)  # (B, T, H, d)
+    angles = rope_angles(places, inv_freq)[None]
+    theirs = modeling_gptj.apply_rotary_pos_emb(x, angles.sin(), angles.cos())
+    ours = apply_rotary(x.transpose(1, 2), *rope_cos_sin(places, inv_freq, "interleaved"), "interleaved")
+    torch.testing.assert_close(ours.transpose(1, 2), theirs)
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.0, 8.0])
+def test_slowed_frequencies_are_those_of_hugging_face(scale):
+    def theirs(kind, **more):
+        parameters = {"rope_type": kind, "rope_theta": 10000.0, "factor": scale, **more}
+        config = LlamaConfig(
+            hidden_size=64, num_attention_heads=4, max_position_embeddings=128, rope_parameters=parameters
+        )
+        return ROPE_INIT_FUNCTIONS[kind](config, "cpu", seq_len=256)[0].double()
+
+    torch.testing.assert_close(theirs("linear"), rope_frequencies(16) / scale, rtol=1e-6, atol=0)
+    # the dynamic form at length n is the static NTK base with factor s n / L - (s - 1)
+    factor = scale * 256 / 128 - (scale - 1)
+    expected = rope_frequencies(16, ntk_scaled_base(1e4, 16, factor))
+    torch.testing.assert_close(theirs("dynamic"), expected, rtol=1e-6, atol=0)
+
+
+def test_three_lines_of_complex_numbers_give_the_same():
+    x, places, inv_freq = vectors(7, 8), torch.arange(7), rope_frequencies(8)
+    pairs = torch.view_as_complex(torch.stack([x[:, :4], x[:, 4:]], dim=-1))
+    turned = torch.view_as_real(pairs * torch.exp(1j * places[:, None] * inv_freq))
+    torch.testing.assert_close(turn(x, places, inv_freq), torch.cat([turned[..., 0], turned[..., 1]], dim=-1))
+
+
+# -- refused ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: rope_frequencies(7), "head_dim must be even and at least 2, got 7"),
+        (lambda: rope_frequencies(0), "head_dim must be even and at least 2, got 0"),
+        (lambda: rope_frequencies(8, 1.0), "base must be > 1, got 1.0"),
+        (lambda: apply_rotary(torch.ones(1, 6), torch.ones(1, 8), torch.ones(1, 8)), "the same last axis, got 6, 8"),
+        (lambda: rope_cos_sin(torch.arange(2), rope_frequencies(4), "spiral"), "layout must be one of half"),
+        (lambda: interpolate_positions(torch.arange(2), 0.5), "scale must be >= 1, got 0.5"),
+        (lambda: ntk_scaled_base(1e4, 2, 4), "head_dim must be even and at least 4"),
+        (lambda: permute_interleaved_to_half(torch.ones(6, 2), 4), "rows .6. must be an even number"),
+        (lambda: Config(key_index=9, query_index=7), "key_index <= query_index"),
+        (lambda: Config(prompt="one day"), "prompt must have 6 to 12 words, got 2"),
+        (lambda: Config(base=1), "base must be in 2..10000000"),
+    ],
+)
+def test_wrong_input_is_refused_with_the_reason(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+# -- what the video shows ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def shown():
+    return rope.trace(Config())
+
+
+def test_the_arrows_on_screen_are_the_rotated_query_and_key(shown):
+    inv_freq = rope_frequencies(8, 100.0)
+    for shift in (0, 1, 44):
+        q = rotation_matrix(7 + shift, inv_freq) @ shown.q.double()
+        torch.testing.assert_close(shown.arrows_by_shift[shift, :, 0].double(), to_pairs(q), atol=1e-5, rtol=0)
+
+
+def test_the_score_bar_does_not_move_and_the_wedge_is_rigid(shown):
+    assert shown.score_spread < 1e-5
+    assert (shown.angle_between - shown.angle_between[0]).abs().max() < 1e-3
+    assert shown.score_by_distance[2] == pytest.approx(float(shown.score_by_shift[0]), abs=1e-4)
+
+
+def test_the_loop_closes_after_seven_turns(shown):
+    assert 44 - 7 * 2 * math.pi == pytest.approx(0.018, abs=1e-3)
+    assert shown.turns[44, 0] == pytest.approx(7.0028, abs=1e-4)
+
+
+def test_the_waves_add_up_to_the_score(shown):
+    torch.testing.assert_close(shown.partial_sums[-1], shown.score_by_distance)
+    places = pair_contributions(shown.q, shown.k, rope_frequencies(8, 100.0), torch.arange(65))
+    torch.testing.assert_close(shown.contributions, places.float())
+
+
+def test_shifting_the_whole_text_changes_the_logits_by_rounding_only(shown):
+    assert (shown.shift_test_diff < 1e-4).all()
+
+
+def test_without_positions_the_first_layer_is_blind_to_order_and_later_layers_are_not(shown):
+    test = shown.swap_test
+    assert test.change_without < 1e-6
+    assert test.change_with > 0.01
+    assert test.change_last_without > 0.01  # the causal mask leaks order
+    swapped = test.weights_before.clone()
+    swapped[[4, 5]] = swapped[[5, 4]]
+    torch.testing.assert_close(test.weights_after, swapped)
+
+
+def test_the_loss_rises_beyond_the_trained_positions_and_an_ntk_base_holds_longer(shown):
+    places = shown.loss_positions
+    inside, beyond = places < shown.train_length - rope.LINE, places > shown.train_length
+    middle = (places > 80) & (places < 140)
+    assert shown.loss_none[inside].mean() < 1.05 * shown.loss_floor[inside].mean()
+    assert shown.loss_none[beyond].mean() > 2 * shown.loss_none[inside].mean()
+    assert shown.loss_ntk[middle].mean() < shown.loss_none[middle].mean()
+    assert (shown.loss_linear > shown.loss_none).all()  # slowing every hand without training hurts this model
