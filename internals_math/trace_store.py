@@ -23,9 +23,9 @@ def get(core: ModuleType, config: TopicConfig | None = None, *, fresh: bool = Fa
         config: its default if None.
         fresh: compute again even if it is stored.
     """
-    config = core.Config() if config is None else config
+    chosen = core.Config() if config is None else config
     if not fresh:
-        for path in (committed_file(core, config), cached_file(core, config)):
+        for path in (committed_file(core, chosen), cached_file(core, chosen)):
             if path.is_file():
                 try:
                     return core.Trace.load(path)
@@ -33,8 +33,8 @@ def get(core: ModuleType, config: TopicConfig | None = None, *, fresh: bool = Fa
                     continue  # a damaged entry of something that can be made again
     with one_thread():
         torch.manual_seed(0)
-        trace = core.trace(config)
-    trace.save(cached_file(core, config), **provenance(core))
+        trace = core.trace(chosen)
+    trace.save(cached_file(core, chosen), **provenance(core))
     return trace
 
 

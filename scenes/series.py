@@ -205,10 +205,10 @@ def find(slug: str) -> Topic:
         ValueError: unknown slug; the nearest names are suggested.
     """
     wanted = slug.strip().lower().replace("-", "_")
-    slugs = [topic.slug for topic in TOPICS]
-    if wanted in slugs:
-        return TOPICS[slugs.index(wanted)]
-    close = difflib.get_close_matches(wanted, slugs, n=2, cutoff=0.5)
+    by_slug = {topic.slug: topic for topic in TOPICS}
+    if wanted in by_slug:
+        return by_slug[wanted]
+    close = difflib.get_close_matches(wanted, by_slug, n=2, cutoff=0.5)
     hint = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
     raise ValueError(f"unknown topic {slug!r}; {hint}`llm-internals list` shows all {len(TOPICS)}")
 

@@ -58,9 +58,15 @@ def _quality(default: str) -> Callable[[_Command], _Command]:
     )  # fmt: skip
 
 
-settings_option = click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="change a parameter; repeatable")
+settings_option = click.option(
+    "--set", "settings", multiple=True, metavar="NAME=VALUE", help="change a parameter; repeatable"
+)
 out_option = click.option(
-    "--out", type=click.Path(path_type=Path, file_okay=False), default=Path("media"), show_default=True, help="output folder"
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("media"),
+    show_default=True,
+    help="output folder",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="print one JSON document")
 jobs_option = click.option("--jobs", type=click.IntRange(min=1), help="processes  [default: one for each core]")
@@ -109,7 +115,9 @@ def list_topics(as_json: bool) -> None:
 @theme_option
 @settings_option
 @click.option("--chapter", help="render one chapter alone as a clip, by number or name")
-@click.option("--formats", default=",".join(FORMATS), show_default=True, callback=_list_of(FORMATS), help="what to make")
+@click.option(
+    "--formats", default=",".join(FORMATS), show_default=True, callback=_list_of(FORMATS), help="what to make"
+)
 @jobs_option
 @out_option
 @fresh_option
@@ -203,8 +211,12 @@ def gif(
 @theme_option
 @settings_option
 @click.option("--chapter", help="only this chapter, by number or name")
-@click.option("--stills", type=click.Path(path_type=Path, file_okay=False), help="also write each frame as a PNG into this folder")
-@click.option("--every", type=click.FloatRange(min=0.05), help="a frame every so many seconds in place of the key frames")
+@click.option(
+    "--stills", type=click.Path(path_type=Path, file_okay=False), help="also write each frame as a PNG into this folder"
+)
+@click.option(
+    "--every", type=click.FloatRange(min=0.05), help="a frame every so many seconds in place of the key frames"
+)
 @click.option("--columns", type=click.IntRange(1, 12), default=4, show_default=True)
 @jobs_option
 @out_option
@@ -233,7 +245,9 @@ def sheet(
     from scripts.pipeline.jobs import Request
 
     options = {"columns": columns, "stills": stills, "every": every}
-    results = _run((topic,), Request("sheet", quality, themes, settings, chapter, ("sheet",), jobs, out, fresh, options))
+    results = _run(
+        (topic,), Request("sheet", quality, themes, settings, chapter, ("sheet",), jobs, out, fresh, options)
+    )
     _print_files(results)
     _end_with_failures(results)
 
@@ -376,11 +390,28 @@ def _end_with_failures(results: list[Any]) -> None:
     failed = [result.slug for result in results if not result.ok]
     if not failed:
         return
-    called = [argument for argument in sys.argv[1:] if argument != "--all" and argument not in series.slugs()]
     others = " The others are done." if len(failed) < len(results) else ""
     click.echo(f"Failed: {', '.join(failed)}.{others} To repeat just that:", err=True)
-    click.echo(f"  {shlex.join(['llm-internals', called[0], *failed, *called[1:]])}", err=True)
+    click.echo(f"  {shlex.join(['llm-internals', *_repeat(failed)])}", err=True)
     sys.exit(1)
+
+
+def _repeat(slugs: list[str]) -> list[str]:
+    """Return the command under way with all its options, for these topics alone."""
+    context = click.get_current_context()
+    words = [str(context.info_name), *slugs]
+    for option in context.command.params:
+        value: Any = context.params.get(str(option.name))
+        given = context.get_parameter_source(str(option.name)) == click.core.ParameterSource.COMMANDLINE
+        if not given or not isinstance(option, click.Option) or option.name == "everything":
+            continue
+        if option.is_flag:
+            words.append(option.opts[-1])
+        elif option.multiple:
+            words += [word for part in value for word in (option.opts[-1], part)]
+        else:
+            words += [option.opts[-1], ",".join(value) if isinstance(value, tuple) else str(value)]
+    return words
 
 
 def _result_json(result: Any) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import av
 import numpy as np
-from av.video.reformatter import Colorspace, ColorRange
+from av.video.reformatter import ColorRange, Colorspace
 from manim.scene.scene_file_writer import SceneFileWriter
 
 from scripts.pipeline.quality import Quality

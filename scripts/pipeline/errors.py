@@ -7,3 +7,6 @@ class UserError(Exception):
 
 class WrongUse(UserError):
     """What was asked for does not exist or is out of range. Exit code 2."""
+
+
+INSTALL_FFMPEG = "apt install ffmpeg · dnf install ffmpeg · brew install ffmpeg"

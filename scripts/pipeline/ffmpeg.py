@@ -8,9 +8,7 @@ from typing import Any
 
 import ffmpeg
 
-from scripts.pipeline.errors import UserError
-
-INSTALL = "apt install ffmpeg · dnf install ffmpeg · brew install ffmpeg"
+from scripts.pipeline.errors import INSTALL_FFMPEG, UserError
 
 
 def require() -> str:
@@ -21,7 +19,7 @@ def require() -> str:
     """
     program = shutil.which("ffmpeg")
     if program is None:
-        raise UserError(f"the program `ffmpeg` was not found; install it ({INSTALL}) and try again")
+        raise UserError(f"the program `ffmpeg` was not found; install it ({INSTALL_FFMPEG}) and try again")
     return program
 
 
@@ -32,14 +30,17 @@ def run(output: Any, *, metadata: Path | None = None) -> None:
         UserError: ffmpeg is missing, or failed; its last lines are shown.
     """
     require()
-    arguments = ffmpeg.compile(output, overwrite_output=True)
+    arguments: list[Any] = list(ffmpeg.compile(output, overwrite_output=True))
     if metadata is not None:
         inputs = arguments.count("-i")
-        last = len(arguments) - 1 - arguments[::-1].index("-i")
+        after_inputs = len(arguments) - arguments[::-1].index("-i") + 1
         taken = ["-map_metadata", str(inputs), "-map_chapters", str(inputs)]
-        arguments[last + 2 : last + 2] = ["-i", str(metadata), *taken]
+        arguments[after_inputs:after_inputs] = ["-i", str(metadata), *taken]
     done = subprocess.run(
-        [arguments[0], "-hide_banner", "-loglevel", "error", *arguments[1:]], capture_output=True, text=True, check=False
+        [arguments[0], "-hide_banner", "-loglevel", "error", *arguments[1:]],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if done.returncode:
         tail = "\n".join(done.stderr.strip().splitlines()[-5:])
@@ -61,11 +62,13 @@ def join(parts: Sequence[Path], subtitles: Path | None, metadata: Path, target: 
     tracks = [ffmpeg.input(str(listing), f="concat", safe=0)["v"]]
     if subtitles is not None:
         tracks.append(ffmpeg.input(str(subtitles))["s"])
-        settings |= {"c:s": "mov_text", "metadata:s:s:0": "language=eng", "disposition:s:0": "0"}
+        settings |= {"c:s": "mov_text", "metadata:s:s:0": "language=eng"}
     try:
         run(ffmpeg.output(*tracks, str(target), **settings), metadata=metadata)
     finally:
         listing.unlink()
+    if subtitles is not None:
+        _captions_off_by_default(target)
 
 
 def convert(source: Path, target: Path, settings: Mapping[str, Any]) -> None:
@@ -85,3 +88,15 @@ def scaled(source: Path, target: Path, *, frame_rate: int, width: int) -> None:
     """Write the frames of a GIF before it gets its palette, lossless, to count their colors."""
     frames = ffmpeg.input(str(source)).filter("fps", frame_rate).filter("scale", width, -2, flags="area")
     run(ffmpeg.output(frames, str(target), **{"c:v": "libx264rgb", "crf": 0, "preset": "ultrafast", "f": "mp4"}))
+
+
+def _captions_off_by_default(video: Path) -> None:
+    """Clear the "enabled" flag of the captions track, which ffmpeg sets: the picture shows the captions already."""
+    data = bytearray(video.read_bytes())
+    start = data.index(b"moov")
+    while (track := data.find(b"tkhd", start)) != -1:
+        start = track + 4
+        handler = data.index(b"hdlr", track)
+        if data[handler + 12 : handler + 16] in (b"sbtl", b"text"):
+            data[track + 7] &= ~1  # the last of three bytes of flags
+    video.write_bytes(data)

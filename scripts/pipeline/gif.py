@@ -67,7 +67,14 @@ def write_webp(master: Path, target: Path, *, width: int = GIF_WIDTH) -> None:
 
 def write_loop_mp4(master: Path, target: Path) -> None:
     """Write a muted MP4 that starts at once."""
-    settings = {"c:v": "libx264", "pix_fmt": "yuv420p", "crf": 18, "preset": "slow", "movflags": "+faststart", "f": "mp4"}
+    settings = {
+        "c:v": "libx264",
+        "pix_fmt": "yuv420p",
+        "crf": 18,
+        "preset": "slow",
+        "movflags": "+faststart",
+        "f": "mp4",
+    }
     ffmpeg.convert(master, target, {"vf": "scale=out_color_matrix=bt709", **settings, "an": None})
 
 

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from internals_math import trace_store
 from internals_math.trace import TopicTrace
+from scripts.pipeline.errors import WrongUse
+from scripts.pipeline.manifest import check_folder
 
 SHOWN = 8  # numbers of a tensor in the table
 
@@ -19,10 +21,14 @@ def load(slug: str, settings: Iterable[str], *, fresh: bool = False) -> TopicTra
     """Return a topic's trace for `name=value` settings.
 
     Raises:
-        ValueError: a setting that the topic does not have, or a value out of its range.
+        WrongUse: a setting that the topic does not have, or a value out of its range.
     """
     core = importlib.import_module(f"internals_math.{slug}")
-    return trace_store.get(core, core.Config.parse(settings), fresh=fresh)
+    try:
+        config = core.Config.parse(settings)
+    except ValueError as error:
+        raise WrongUse(str(error)) from error
+    return trace_store.get(core, config, fresh=fresh)
 
 
 def to_table(trace: TopicTrace) -> str:
@@ -44,6 +50,7 @@ def to_json(trace: TopicTrace) -> str:
 def save(trace: TopicTrace, slug: str, path: Path) -> Path:
     """Write the trace as safetensors."""
     core = importlib.import_module(f"internals_math.{slug}")
+    check_folder(path.parent)
     trace.save(path, **trace_store.provenance(core))
     return path
 

@@ -64,7 +64,12 @@ def write_topic(plan: TopicPlan, request: Request, theme: str, rendered: Sequenc
         "provenance": plan.provenance,
         "versions": manifest.versions(),
         "units": [
-            {"name": unit.unit, "title": chapter.text, "start": round(chapter.start, 3), "seconds": round(unit.seconds, 3)}
+            {
+                "name": unit.unit,
+                "title": chapter.text,
+                "start": round(chapter.start, 3),
+                "seconds": round(unit.seconds, 3),
+            }
             for unit, chapter in zip(video, chapters, strict=True)
         ],
         "captions": [{"start": round(c.start, 3), "end": round(c.end, 3), "text": c.text} for c in cues],

@@ -3,7 +3,15 @@
 from typing import Any, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TaskProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
 
 from scripts.pipeline.jobs import TopicResult
 
@@ -41,7 +49,9 @@ class TopicProgress:
             console.print(f"{result.slug} failed:", style="bold red")
             console.print(result.error, markup=False, highlight=False, soft_wrap=True)
             return
-        counts = [f"{count} {what}" for count, what in ((result.rendered, "rendered"), (result.reused, "reused")) if count]
+        counts = [
+            f"{count} {what}" for count, what in ((result.rendered, "rendered"), (result.reused, "reused")) if count
+        ]
         console.print(f"{result.slug}: {result.seconds:.1f} s, units: {', '.join(counts)}", highlight=False)
 
 

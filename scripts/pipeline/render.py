@@ -166,21 +166,20 @@ class _Call:
         assert plan is not None
         of_theme = [topic.rendered.get(other.key) for other in plan.jobs if other.theme == job.theme]
         if all(of_theme):
-            self._start(topic, partial(self._made, topic, job.theme), "make_files", plan, self.request, job.theme, of_theme)
+            then = partial(self._made, topic, plan, job.theme)
+            self._start(topic, then, "make_files", plan, self.request, job.theme, of_theme)
 
-    def _made(self, topic: _Topic, theme: str, files: list[Path]) -> None:
+    def _made(self, topic: _Topic, plan: TopicPlan, theme: str, files: list[Path]) -> None:
         topic.files[theme] = files
         if len(topic.files) < len(self.request.themes):
             return
         result = topic.result
-        every = [path for name in self.request.themes for path in topic.files[name]]
-        result.files = list(dict.fromkeys(every))
+        result.files = list(dict.fromkeys(path for name in self.request.themes for path in topic.files[name]))
         result.reused = sum(unit.reused for unit in topic.rendered.values())
         result.rendered = len(topic.rendered) - result.reused
-        first = self.request.themes[0]
-        jobs = topic.plan.jobs if topic.plan else ()
-        shown = [job for job in jobs if job.theme == first and (job.unit != LOOP or len(jobs) == len(self.request.themes))]
-        result.seconds = sum(topic.rendered[job.key].seconds for job in shown)
+        units_of_theme = [topic.rendered[job.key] for job in plan.jobs if job.theme == theme]
+        video = [unit for unit in units_of_theme if unit.unit != LOOP]
+        result.seconds = sum(unit.seconds for unit in video or units_of_theme)
         _end(topic, self.report)
 
     def _failed(self, topic: _Topic, failure: Failure) -> None:
@@ -211,10 +210,18 @@ def workers(count: int) -> Iterator[Executor]:
             yield pool
         except BaseException:
             for process in list((pool._processes or {}).values()):
-                process.terminate()
+                _end_group(process)
             pool.shutdown(wait=True, cancel_futures=True)
             raise
         pool.shutdown()
+
+
+def _end_group(process: Any) -> None:
+    """End a worker and the programs it runs."""
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except (OSError, AttributeError):  # it had not formed its group yet, or this system has no groups
+        process.kill()
 
 
 class _ThisProcess(Executor):
@@ -235,11 +242,13 @@ def _terminate_as_interrupt() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    names = [name for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = {name: signal.signal(getattr(signal, name), signal.default_int_handler) for name in names}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for name, handler in before.items():
+            signal.signal(getattr(signal, name), handler)
 
 
 def _outcome(future: Future) -> Any:

@@ -15,8 +15,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from internals_math.sources import source_files, source_hash
+from internals_math.sources import ROOT, source_files, source_hash
 from internals_math.storage import cache_folder
+from scenes.series import Topic
 from scripts.pipeline.quality import Quality
 
 OPENING, ENDING, LOOP = "opening", "ending", "loop"
@@ -77,13 +78,12 @@ def still_name(index: int) -> str:
     return f"still-{index:02d}.png"
 
 
-def unit_key(
-    trace_hash: str, scene_module: str, unit: str, theme: str, quality: Quality, *, lossless: bool
-) -> str:
+def unit_key(topic: Topic, trace_hash: str, unit: str, theme: str, quality: Quality, *, lossless: bool) -> str:
     """Return a hash of everything a unit's picture depends on."""
     parts = [
         trace_hash,
-        unit_source(scene_module, unit),
+        [topic.slug, topic.title],
+        unit_source(topic.module, unit),
         source_hash("scripts.pipeline.encode"),
         unit,
         theme,
@@ -96,12 +96,16 @@ def unit_key(
 
 def unit_source(scene_module: str, unit: str) -> str:
     """Return a hash of the code that draws one unit: all project modules behind the scene, and the scene's own file
-    without its comments and without the other chapters, unless they are called."""
-    files = source_files(scene_module)
+    without its comments and without the other chapters, unless they are called. A new topic in the registry changes
+    nothing for the others."""
+    scene_file = Path(*scene_module.split(".")).with_suffix(".py").as_posix()
     digest = hashlib.sha256()
-    for path in files:
-        is_scene = path.stem == scene_module.rsplit(".", 1)[-1] and path.parent.name == "scenes"
-        digest.update(code_of_unit(path.read_text(), unit).encode() if is_scene else path.read_bytes())
+    for path in source_files(scene_module):
+        name = path.relative_to(ROOT).as_posix()
+        if name == "scenes/series.py":
+            continue
+        code = code_of_unit(path.read_text(), unit).encode() if name == scene_file else path.read_bytes()
+        digest.update(name.encode() + b"\0" + code + b"\0")
     return digest.hexdigest()
 
 

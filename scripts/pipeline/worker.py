@@ -4,12 +4,14 @@ Workers get and return plain data, so any `concurrent.futures` executor whose wo
 """
 
 import importlib
+import os
 import shutil
 import signal
+import threading
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +36,18 @@ LOOP_STILLS = 8
 
 
 def start_worker() -> None:
-    """Prepare a worker process: one thread each, and Ctrl-C is the parent's business."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Prepare a worker process: one thread of arithmetic, and an end together with whoever started it."""
+    # A group of its own: Ctrl-C reaches the parent alone, and the parent ends the worker with the programs it runs.
+    os.setpgrp()
     torch.set_num_threads(1)
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os.killpg(0, signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def attempt(task: Callable[..., Any], *arguments: Any) -> Any:
@@ -71,7 +82,7 @@ def plan_topic(topic: Topic, request: Request, run: str) -> TopicPlan:
         lossless = name == LOOP or request.make == "gif"
         size = loop_quality(quality) if lossless else quality
         for theme_name in request.themes:
-            key = units.unit_key(trace.hash, scene.__module__, name, theme_name, size, lossless=lossless)
+            key = units.unit_key(topic, trace.hash, name, theme_name, size, lossless=lossless)
             trace_file = str(trace_store.stored_file(scene.core, config))
             place = (scene.__module__, scene.__name__)
             jobs.append(UnitJob(topic.slug, *place, name, theme_name, size, lossless, trace_file, key, run))
@@ -150,7 +161,7 @@ def render_unit(job: UnitJob, fresh: bool) -> RenderedUnit:
     if job.unit == LOOP:  # a loop has no beats
         key_times = [encoder.seconds * k / LOOP_STILLS for k in range(LOOP_STILLS)]
         stills = read_stills(job.aside / units.VIDEO, key_times)
-    elif not key_times:
+    elif not key_times and writer.last_frame is not None:
         key_times, stills = [encoder.seconds], [writer.last_frame]
     for index, still in enumerate(stills):
         _write_still(still, job.aside / units.still_name(index))
@@ -195,4 +206,3 @@ def make_files(plan: TopicPlan, request: Request, theme_name: str, rendered: lis
 
 def _write_still(pixels: np.ndarray, path: Path) -> None:
     Image.fromarray(np.ascontiguousarray(pixels[..., :3])).save(path, compress_level=1)
-
