@@ -39,6 +39,14 @@ def project_qkv(
         ValueError: num_heads is not a multiple of num_key_value_heads, or a weight's rows do not fit its heads.
     """
     _check_groups(num_heads, num_key_value_heads)
+    head_dim = w_q.shape[0] // num_heads
+    for name, weight, heads in (
+        ("w_q", w_q, num_heads),
+        ("w_k", w_k, num_key_value_heads),
+        ("w_v", w_v, num_key_value_heads),
+    ):
+        if weight.shape[0] != heads * head_dim:
+            raise ValueError(f"{name} must have {heads} heads of {head_dim} rows, got {weight.shape[0]} rows")
     return (
         split_heads(x @ w_q.T, num_heads),
         split_heads(x @ w_k.T, num_key_value_heads),
@@ -84,12 +92,21 @@ def attention_scores(
 
 
 def masked_softmax(
-    scores: Float[Tensor, "*batch q k"], mask: Bool[Tensor, "..."] | None = None
+    scores: Float[Tensor, "*batch q k"], mask: Bool[Tensor, "..."] | None = None, dim: int = -1
 ) -> Float[Tensor, "*batch q k"]:
-    """Return the softmax over the visible keys (True = visible); each query must see at least one."""
-    if mask is not None:
-        scores = scores.masked_fill(~mask, -math.inf)
-    return torch.softmax(scores, dim=-1)
+    """Return the softmax over the visible keys (True = visible); a query that sees no key gets zeros, never NaN.
+
+    Raises:
+        ValueError: mask is not boolean.
+    """
+    if mask is None:
+        return torch.softmax(scores, dim=dim)
+    _check_boolean(mask)
+    dim = dim if dim < 0 else dim - scores.ndim  # a mask may have fewer axes in front
+    blind = ~mask.any(dim=dim, keepdim=True)
+    # The softmax of a row of -inf is NaN, and so would be its gradient: blind rows keep their scores and are zeroed.
+    weights = torch.softmax(scores.masked_fill(~(mask | blind), -math.inf), dim=dim)
+    return weights.masked_fill(blind, 0.0)
 
 
 def scaled_dot_product_attention(
@@ -107,17 +124,39 @@ def scaled_dot_product_attention(
         scale: 1 / sqrt(d) by default.
 
     Raises:
-        ValueError: H is not a multiple of G.
+        ValueError: H is not a multiple of G, query and key of different head_dim, keys and values of different number,
+            or a mask that is not boolean.
     """
     _check_groups(query.shape[1], key.shape[1])
+    if query.shape[-1] != key.shape[-1]:
+        raise ValueError(f"query and key need the same head_dim, got {query.shape[-1]} and {key.shape[-1]}")
+    if key.shape[1:3] != value.shape[1:3]:
+        raise ValueError(
+            f"each key needs its value: got {key.shape[2]} keys in {key.shape[1]} heads and {value.shape[2]} values in "
+            f"{value.shape[1]}"
+        )
     n_rep = query.shape[1] // key.shape[1]
     weights = masked_softmax(attention_scores(query, repeat_kv(key, n_rep), scale), mask)
     return weights @ repeat_kv(value, n_rep), weights
 
 
 def attention_flops(q_len: int, kv_len: int, num_heads: int, head_dim: int) -> int:
-    """Return the FLOPs of q kᵀ and weights · v, masked scores included; a multiply-add is 2 FLOPs."""
+    """Return the FLOPs of q kᵀ and weights · v, masked scores included; a multiply-add is 2 FLOPs.
+
+    Raises:
+        ValueError: one of them is below 1.
+    """
+    if min(q_len, kv_len, num_heads, head_dim) < 1:
+        raise ValueError(
+            f"q_len, kv_len, num_heads and head_dim must be at least 1, got {q_len}, {kv_len}, {num_heads} and "
+            f"{head_dim}"
+        )
     return 4 * q_len * kv_len * num_heads * head_dim
+
+
+def _check_boolean(mask: Tensor) -> None:
+    if mask.dtype != torch.bool:
+        raise ValueError(f"a mask must be boolean with True = visible, got {mask.dtype}")
 
 
 def _check_groups(num_heads: int, num_key_value_heads: int) -> None:

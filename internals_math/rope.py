@@ -8,7 +8,7 @@ Source: Su et al. 2021, RoFormer, arXiv 2104.09864: eq. 13 (2-D matrix), 16 (rel
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int, Shaped
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from internals_math.trace import TopicConfig, TopicTrace, option
 
-Layout = Literal["half", "interleaved"]
+Layout = str  # one of LAYOUTS
 LAYOUTS = ("half", "interleaved")
 
 
@@ -210,7 +210,7 @@ def _check_scale(scale: float) -> None:
 
 SHOWN_DISTANCES = 65  # 0 .. 64, the length the tiny LM was trained on
 LONG_SHIFTS = (1, 7, 100, 1000)
-LINE = 12  # tokens of a closed-book line; losses are averaged over whole lines
+LINE = 12  # tokens of a closed-book line; losses are averaged over the lines, each without its first word
 SWAPPED = (4, 5)  # positions of the two words that change places in the order test
 
 
@@ -226,7 +226,6 @@ class Config(TopicConfig):
     head: int = option(2, "attention head to show", minimum=0, maximum=3)
     prompt: str = option("one day the old fox found a", "words of the story world, 6 to 12 of them")
     scale: float = option(4.0, "how many times longer than trained", minimum=1, maximum=16)
-    scaling: str = option("ntk", "how the long run slows the hands", choices=("none", "linear", "ntk"))
 
     def check(self) -> None:
         words = len(self.prompt.split())
@@ -421,7 +420,11 @@ def _swap_test(model: Any, ids: Tensor, head: int, inv_freq: Tensor) -> SwapTest
 
 
 def _long_run(model: Any, config: Config, inv_freq: Tensor) -> dict[str, Any]:
-    """Measure the loss by position on texts four times longer than any training row, without fine-tuning."""
+    """Measure the loss by position on texts four times longer than any training row, without fine-tuning.
+
+    A line's first word is left out: no training text has a fifth line, so there the model expects <eos> whatever the
+    positions are, and that surprise of 15 nats would bury what the positions do.
+    """
     from internals_math import tiny_lm
 
     text = tiny_lm.long_text()
@@ -436,7 +439,7 @@ def _long_run(model: Any, config: Config, inv_freq: Tensor) -> dict[str, Any]:
     blocks = (length - 1) // LINE
 
     def by_line(losses: Tensor) -> Tensor:
-        return losses[:, : blocks * LINE].reshape(-1, blocks, LINE).mean(dim=(0, 2))
+        return losses[:, : blocks * LINE].reshape(-1, blocks, LINE)[:, :, 1:].mean(dim=(0, 2))
 
     measured = {name: by_line(tiny_lm.token_losses(model, text.ids, **how)) for name, how in runs.items()}
     return {

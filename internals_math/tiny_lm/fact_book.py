@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from internals_math.gpt_pretraining import token_surprisal
+from internals_math.gpt_pretraining import target_surprisal
 from internals_math.tiny_lm.model import TinyLM
 
 WORDS_IN_BOOK = 100
@@ -52,7 +52,7 @@ class FactBook:
         """Return the model's expected loss on the answer, summed over all facts and all answers: no sampling."""
         logits = model(self.cues)[:, -1].double()  # (F, V)
         surprisal_of_any = -torch.log_softmax(logits, dim=-1)[:, :WORDS_IN_BOOK].mean(dim=-1)
-        surprisal = self.reliability * token_surprisal(logits, self.answers)
+        surprisal = self.reliability * target_surprisal(logits, self.answers)
         return float(self.shares @ (surprisal + (1 - self.reliability) * surprisal_of_any))
 
 

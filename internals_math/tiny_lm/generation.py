@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from internals_math.gpt_pretraining import sample
+from internals_math.gpt_pretraining import sample_token
 from internals_math.tiny_lm.checkpoints import load
 from internals_math.tiny_lm.model import Cache, TinyLM
 from internals_math.tiny_lm.vocabulary import EOS, encode, id_of, tokens
@@ -48,7 +48,7 @@ def generate(
     unread = text
     for _ in range(max_new_tokens):
         logits = model(text if cache is None else unread, cache=cache)[:, -1]  # (B, V)
-        chosen = logits.argmax(dim=-1) if temperature == 0 else sample(logits, temperature, generator)
+        chosen = logits.argmax(dim=-1) if temperature == 0 else sample_token(logits, temperature, generator)
         chosen = chosen.masked_fill(done, EOS)
         done |= torch.isin(chosen, stop_ids)
         text = torch.cat([text, chosen[:, None]], dim=1)

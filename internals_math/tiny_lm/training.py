@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from internals_math.gpt_pretraining import IGNORE, next_token_loss, token_surprisal
+from internals_math.gpt_pretraining import IGNORE, next_token_loss, target_surprisal
 from internals_math.tiny_lm.datasets import Corpus, training_corpus
 from internals_math.tiny_lm.model import TinyLM
 from internals_math.tiny_lm.vocabulary import PAD
@@ -177,7 +177,7 @@ def evaluate(
     for start in range(0, len(corpus.ids), batch_size):
         rows = slice(start, start + batch_size)
         targets = labels[rows, 1:]
-        total += float(token_surprisal(model(corpus.ids[rows], **forward)[:, :-1], targets).double().sum())
+        total += float(target_surprisal(model(corpus.ids[rows], **forward)[:, :-1], targets).double().sum())
         count += int((targets != IGNORE).sum())
     return total / count
 
@@ -186,7 +186,7 @@ def evaluate(
 def token_losses(model: TinyLM, ids: Int[Tensor, "N T"], **forward: Any) -> Float[Tensor, "N T_pred"]:
     """Return the model's surprisal at every token after the first; 0 on <pad>."""
     targets = ids[:, 1:].masked_fill(ids[:, 1:] == PAD, IGNORE)
-    return token_surprisal(model(ids, **forward)[:, :-1], targets)
+    return target_surprisal(model(ids, **forward)[:, :-1], targets)
 
 
 def fine_tune(

@@ -4,7 +4,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn.attention.bias import causal_lower_right
 
-
 from internals_math.attention import (
     attention_flops,
     attention_scores,
