@@ -385,7 +385,7 @@ class KVCache(TopicScene):
         flights = [Group(keys.row(row), values.row(row)) for row in range(rows)]
         self.play(
             LaggedStart(
-                *(flight.animate.move_to(chip).scale(0.3).set_opacity(0) for flight in flights), lag_ratio=0.35, run_time=3.0
+                *(flight.animate.move_to(chip).scale(0.3).fade(1) for flight in flights), lag_ratio=0.35, run_time=3.0
             ),
             StepThrough(read, trace.decode_bytes_read, rate_func=linear, run_time=3.0),
             StepThrough(done, trace.decode_flops, rate_func=linear, run_time=3.0),

@@ -143,8 +143,8 @@ class TopicScene(Scene):
     @classmethod
     def chapter_units(cls) -> tuple[Unit, ...]:
         """Return the chapters in the order of their definition."""
-        methods = [(name, method) for name, method in vars(cls).items() if hasattr(method, "chapter_title")]
-        return tuple(Unit(name, method.chapter_title, _first_line(method.__doc__)) for name, method in methods)
+        chapters = _marked(cls, "chapter_title")
+        return tuple(Unit(name, method.chapter_title, _first_line(method.__doc__)) for name, method in chapters.items())
 
     @classmethod
     def units(cls) -> tuple[Unit, ...]:
@@ -159,7 +159,7 @@ class TopicScene(Scene):
 
     @classmethod
     def _loop_name(cls) -> str | None:
-        return next((name for name, method in vars(cls).items() if getattr(method, "is_loop", False)), None)
+        return next(iter(_marked(cls, "is_loop")), None)
 
     # -- playing ----------------------------------------------------------------------------------------------------
 
@@ -292,6 +292,12 @@ class TopicScene(Scene):
                 self._open_ledger[key] = entry
                 self.ledger.append(entry)
             entry["end"] = round(self.now, 3)
+
+
+def _marked(scene: type, mark: str) -> dict[str, Any]:
+    """Return the methods that a decorator marked, in the order of definition, base classes first."""
+    every = {name: method for base in reversed(scene.__mro__) for name, method in vars(base).items()}
+    return {name: method for name, method in every.items() if hasattr(method, mark)}
 
 
 def _first_line(text: str | None) -> str:
