@@ -47,7 +47,7 @@ class KVCache(TopicScene):
         keys = self.recomputed_keys(steps - 1).move_to([-2.75, 0, 0]).align_to([0, TOP, 0], UP).hide()
         names = RowNames(trace.tokens[:last], keys).hide(slice(first, None))
         title = Label("keys", color=theme.KEY, bold=True).next_to(keys, RIGHT, buff=0.3).align_to(keys, UP)
-        unit = Label("key rows computed", color=theme.MUTED).move_to([5.6, 2.62, 0])
+        unit = Label("key rows computed", color=theme.MUTED).move_to([5.45, 2.62, 0])
         count = Readout(lambda n: f"{n:d}", trace.rows_without_cache_total[0], size=0.36, bold=True)
         count.next_to(unit, LEFT, buff=0.25).align_to(unit, DOWN)
 
@@ -131,7 +131,7 @@ class KVCache(TopicScene):
     def key_move(self, stack: LayerStack, layer: int, value) -> Readout:
         """Return how far the keys of a layer moved, beside its row."""
         move = Readout(lambda v: f"{v:.2f}" if v > 0 else f"{v:.0f}", value, size=0.26, bold=True)
-        return move.move_to([6.1, stack.layer_center(layer)[1], 0])
+        return move.move_to([6.0, stack.layer_center(layer)[1], 0])
 
     # -- chapter 3 --------------------------------------------------------------------------------------------------
 

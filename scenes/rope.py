@@ -163,11 +163,23 @@ class RoPE(TopicScene):
     @loop
     def spinning(self):
         """Both arrows turn, the wedge and the score stay."""
-        plane, panel = self.wedge_picture(radius=3.2)
+        plane, (query, key, score, value, angle) = self.wedge_picture(radius=3.2)
+        # the positions would jump back at the end of the loop, the words stay
+        names = [
+            Label(f"{kind} of “{token}”", size=0.26, bold=True, color=color).align_to(place, LEFT).set_y(place.get_y())
+            for kind, token, color, place in (
+                ("query", self.trace.query_token, theme.QUERY, query),
+                ("key", self.trace.key_token, theme.KEY, key),
+            )
+        ]
         plane.show_wedge()
-        panel[2].show()
-        self.add(plane, *panel)
-        self.spin(plane, panel, start=0, run_time=6.0)
+        self.add(plane, *names, score.show(), value, angle)
+        even = {"rate_func": linear, "run_time": 6.0}
+        self.play(
+            TurnThrough(plane, self.trace.arrows_by_shift[:, 0], **even),
+            StepThrough(angle, self.trace.angle_between[:, 0], **even),
+            score.animate(**even).set_values(self.trace.score_by_shift[-1:]),
+        )
 
     def wedge_picture(self, radius: float = 2.35) -> tuple[VectorPlane, tuple[Any, ...]]:
         """Return the circle with both arrows, and what is read off beside it."""

@@ -1,5 +1,6 @@
 """TopicScene: a video as chapters that can each be rendered alone, with captions by beat and a number ledger."""
 
+import inspect
 import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -149,7 +150,7 @@ class TopicScene(Scene):
     @classmethod
     def units(cls) -> tuple[Unit, ...]:
         """Return the pieces of the video in order: title card, chapters, end card."""
-        opening = Unit(OPENING, series.find(cls.slug()).title, _first_line(cls.__doc__))
+        opening = Unit(OPENING, series.find(cls.slug()).title, _first_line(inspect.getdoc(cls)))
         return (opening, *cls.chapter_units(), Unit(ENDING, "In one sentence", cls.takeaway))
 
     @classmethod
@@ -203,7 +204,7 @@ class TopicScene(Scene):
         """Ask the video's question."""
         topic = series.find(self.slug())
         name = Label(topic.title, size=theme.LABEL, color=theme.MUTED)
-        question = Label(_wrap(_first_line(type(self).__doc__), 46), size=theme.QUESTION, bold=True)
+        question = Label(_wrap(_first_line(inspect.getdoc(type(self))), 46), size=theme.QUESTION, bold=True)
         card = Group(name, question).arrange(DOWN, buff=0.55, aligned_edge=LEFT).move_to([0, 0.3, 0])
         self.play(FadeIn(name), run_time=theme.QUICK)
         self.play(FadeIn(question, shift=0.15 * UP), run_time=theme.MOVE)

@@ -95,25 +95,24 @@ def test_labels_stay_inside_the_frame(slug, unit):
 
 @pytest.mark.parametrize("slug", SCENES)
 def test_a_loop_ends_where_it_began(slug):
+    """The state after the last frame is the first frame again, so the loop goes on without a jump."""
     frames = []
 
     class Keeping(SCENES[slug]):
-        def setup(self):
-            super().setup()
-            self.renderer.add_frame = self.keep(self.renderer.add_frame)
+        def play(self, *args, **kwargs):
+            if not frames:
+                self.renderer.update_frame(self)
+                frames.append(self.renderer.get_frame())
+            super().play(*args, **kwargs)
 
-        def keep(self, add_frame):
-            def add(frame, num_frames=1):
-                frames.append(frame[..., :3].astype(int))
-                add_frame(frame, num_frames)
-
-            return add
-
-    with tempconfig(TINY | {"pixel_width": 640, "pixel_height": 360}):
-        Keeping(unit=LOOP).render()
-    difference = np.abs(frames[-1] - frames[0])
-    assert difference.max() <= 90  # edges of a line that ends a hundredth of a radian further on
-    assert (difference.max(axis=2) > 12).mean() < 0.01
+    with tempconfig(TINY | {"pixel_width": 640, "pixel_height": 360, "frame_rate": 4}):
+        scene = Keeping(unit=LOOP)
+        scene.render()
+        scene.renderer.static_image = None
+        scene.renderer.update_frame(scene)
+    difference = np.abs(scene.renderer.get_frame()[..., :3].astype(int) - frames[0][..., :3])
+    # the arrows of RoPE end 0.018 radians further on: edges of lines may differ, areas may not
+    assert (difference.max(axis=2) > 12).mean() < 0.005
 
 
 @pytest.mark.parametrize("slug", SCENES)
