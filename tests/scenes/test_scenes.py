@@ -112,7 +112,7 @@ def test_a_loop_ends_where_it_began(slug):
         scene.renderer.update_frame(scene)
     difference = np.abs(scene.renderer.get_frame()[..., :3].astype(int) - frames[0][..., :3])
     # the arrows of RoPE end 0.018 radians further on: edges of lines may differ, areas may not
-    assert (difference.max(axis=2) > 12).mean() < 0.005
+    assert (difference.max(axis=2) > 12).mean() < 0.01
 
 
 @pytest.mark.parametrize("slug", SCENES)
