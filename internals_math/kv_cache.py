@@ -360,7 +360,8 @@ def trace(config: Config) -> Trace:
     differences = (seen["keys"] - keys).abs()
     _, record = model(cached.sequences[:, :total], record=("normed",))
     shape = tiny_shape()
-    attn = model.model.layers[layer].self_attn
+    weights = model.state_dict()
+    projection = f"model.layers.{layer}.self_attn.{{}}_proj.weight"
     rows = slice(head * shape.head_dim, (head + 1) * shape.head_dim)
     changes = [key_changes(model, cached.sequences[:, :total], prompt_len, causal) for causal in (True, False)]
     with_cache, without_cache = recompute_counts(prompt_len, steps)
@@ -376,8 +377,8 @@ def trace(config: Config) -> Trace:
         tokens=tiny_lm.tokens(cached.sequences[0]),
         contexts=torch.arange(prompt_len, prompt_len + steps),
         inputs=record["normed"][layer, 0],
-        w_key=attn.k_proj.weight[rows],
-        w_value=attn.v_proj.weight[rows],
+        w_key=weights[projection.format("k")][rows],
+        w_value=weights[projection.format("v")][rows],
         keys=keys,
         values=values,
         keys_recomputed=seen["keys"],

@@ -6,12 +6,18 @@ from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("internals_math", "scenes", "scripts")
+PACKAGES = ("internals_math", "scenes", "scripts", "tests")
 
 
 @cache
 def source_files(module: str) -> tuple[Path, ...]:
-    """Return the files of `module` and of everything in this project that it imports, sorted by path."""
+    """Return the files of `module` and of everything in this project that it imports, sorted by path.
+
+    Raises:
+        ValueError: the module is not part of this project.
+    """
+    if _file_of(module) is None:
+        raise ValueError(f"{module} is not a module of this project ({', '.join(PACKAGES)})")
     found: set[Path] = set()
     waiting = [module]
     while waiting:
@@ -20,7 +26,7 @@ def source_files(module: str) -> tuple[Path, ...]:
         if path is None or path in found:
             continue
         found.add(path)
-        waiting += _imports(name, path)
+        waiting += _imports(path)
     return tuple(sorted(found))
 
 
@@ -43,14 +49,18 @@ def _file_of(module: str) -> Path | None:
     return None
 
 
-def _imports(name: str, path: Path) -> list[str]:
+def _imports(path: Path) -> list[str]:
+    package = path.relative_to(ROOT).parent.parts
     names: list[str] = []
     for node in ast.walk(ast.parse(path.read_bytes())):
         if isinstance(node, ast.Import):
             names += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+        elif isinstance(node, ast.ImportFrom):
+            # one dot is the package this file lies in, each further dot its parent
+            start = package[: len(package) - node.level + 1] if node.level else ()
+            origin = ".".join([*start, node.module] if node.module else start)
             # `from package import thing`: thing may be a module of its own
-            names += [node.module] + [f"{node.module}.{alias.name}" for alias in node.names]
+            names += [origin] + [f"{origin}.{alias.name}" for alias in node.names]
     # importing a.b.c runs the __init__ of a and a.b
     parents = [".".join(n.split(".")[:k]) for n in names for k in range(1, n.count(".") + 1)]
     return names + parents

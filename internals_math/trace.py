@@ -19,6 +19,7 @@ import difflib
 import hashlib
 import json
 import math
+import os
 import types
 import typing
 from collections.abc import Iterable
@@ -54,8 +55,11 @@ class TopicConfig:
     """Base of every topic's Config: each field is checked against the range that `option` gave it."""
 
     def __post_init__(self) -> None:
+        hints = typing.get_type_hints(type(self))
         for spec in fields(self):
-            _check_range(spec, getattr(self, spec.name))
+            value = _of_kind(spec.name, getattr(self, spec.name), hints[spec.name])
+            object.__setattr__(self, spec.name, value)  # 100 becomes 100.0: equal settings, equal hash
+            _check_range(spec, value)
         self.check()
 
     def check(self) -> None:
@@ -93,15 +97,33 @@ class TopicConfig:
         return digest(type(self).__module__, json.dumps(self.to_dict(), sort_keys=True))
 
 
+_KINDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+
+
+def _of_kind(name: str, value: Any, kind: Any) -> Any:
+    """Return the value as the type its field declares; other annotations than those of _KINDS are trusted."""
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        return value if value is None else _of_kind(name, value, _not_none(kind))
+    if typing.get_origin(kind) is tuple and isinstance(value, tuple):
+        return tuple(_of_kind(name, item, typing.get_args(kind)[0]) for item in value)
+    if kind is float and type(value) is int:
+        return float(value)
+    if kind in _KINDS and type(value) is not kind:
+        raise TypeError(f"{name} must be {_KINDS[kind]}, got {value!r}")
+    return value
+
+
 def _check_range(spec: dataclasses.Field, value: Any) -> None:
     low, high, choices = (spec.metadata.get(key) for key in ("minimum", "maximum", "choices"))
+    if value is None:
+        return
     if choices is not None and value not in choices:
         raise ValueError(f"{spec.name} must be one of {', '.join(map(str, choices))}, got {value!r}")
+    if low is None and high is None:
+        return
     for item in value if isinstance(value, tuple) else (value,):
-        bounded = low is not None or high is not None
-        if bounded and (isinstance(item, str) or not math.isfinite(item)):
-            raise ValueError(f"{spec.name} must be {_range_text(low, high)}, got {value!r}")
-        if (low is not None and item < low) or (high is not None and item > high):
+        too_low, too_high = low is not None and item < low, high is not None and item > high
+        if not math.isfinite(item) or too_low or too_high:
             raise ValueError(f"{spec.name} must be {_range_text(low, high)}, got {value!r}")
 
 
@@ -111,14 +133,16 @@ def _range_text(low: int | float | None, high: int | float | None) -> str:
     return f"at least {low}" if high is None else f"in {low}..{high}"
 
 
+def _not_none(kind: Any) -> Any:
+    """Return the `int` of `int | None`."""
+    return next(part for part in typing.get_args(kind) if part is not type(None))
+
+
 def _parse_value(name: str, text: str, kind: Any) -> Any:
     """Turn command-line text into the field's type; `kind` is its annotation."""
     origin = typing.get_origin(kind)
     if origin in (typing.Union, types.UnionType):
-        options = typing.get_args(kind)
-        if type(None) in options and text.lower() == "none":
-            return None
-        return _parse_value(name, text, next(k for k in options if k is not type(None)))
+        return None if text.lower() == "none" else _parse_value(name, text, _not_none(kind))
     if origin is typing.Literal:
         return text
     if origin is tuple:
@@ -129,11 +153,10 @@ def _parse_value(name: str, text: str, kind: Any) -> Any:
         if text.lower() in ("false", "no", "0", "off"):
             return False
         raise ValueError(f"{name} must be true or false, got {text!r}")
-    words = {int: "a whole number", float: "a number"}
     try:
         return kind(text)
     except ValueError:
-        raise ValueError(f"{name} must be {words.get(kind, kind.__name__)}, got {text!r}") from None
+        raise ValueError(f"{name} must be {_KINDS.get(kind, kind.__name__)}, got {text!r}") from None
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,18 +192,22 @@ class TopicTrace:
         """
         flat = self.to_flat()
         tensors = {name: value.detach().contiguous().clone() for name, value in flat.items() if isinstance(value, Tensor)}
-        rest = {name: value for name, value in flat.items() if not isinstance(value, Tensor)}
-        metadata = {
-            "config": json.dumps(self.config.to_dict()),  # type: ignore[attr-defined]
-            "values": json.dumps(rest),
-            "order": json.dumps(list(flat)),
+        about = {
+            "config": self.config.to_dict(),  # type: ignore[attr-defined]
+            "values": {name: value for name, value in flat.items() if not isinstance(value, Tensor)},
+            "order": list(flat),
             "hash": self.hash,
-            "provenance": json.dumps(provenance),
+            "provenance": provenance,
         }
         path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_name(f".{path.name}.part")
-        save_file(tensors, aside, metadata)
-        aside.replace(path)
+        aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+        try:
+            # One entry only: safetensors writes several in an order that changes from run to run.
+            save_file(tensors, aside, {"about": json.dumps(about, sort_keys=True)})
+            aside.chmod(0o644)  # safetensors makes private files
+            aside.replace(path)
+        finally:
+            aside.unlink(missing_ok=True)
 
     @classmethod
     def load(cls: type[TraceType], path: Path) -> TraceType:
@@ -190,42 +217,45 @@ class TopicTrace:
             ValueError: the file is damaged, foreign, or its values do not match its hash.
         """
         try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata()
-                flat = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            flat.update(json.loads(metadata["values"]))
-            flat = {name: flat[name] for name in json.loads(metadata["order"])}
-            hints = {name: kind for name, kind in _hints(cls).items()}
-            config = hints["config"](**_tuples(json.loads(metadata["config"])))
-            trace = cls(config, **{n: _rebuild(n, kind, flat) for n, kind in hints.items() if n != "config"})  # type: ignore[call-arg]
+            about, flat = _read(path)
+            flat.update(about["values"])
+            flat = {name: flat[name] for name in about["order"]}
+            kinds = {spec.name: spec.type for spec in fields(cls)}
+            config = kinds.pop("config")(**_tuples(about["config"]))  # type: ignore[operator]
+            trace = cls(config, **{name: _rebuild(name, kind, flat) for name, kind in kinds.items()})  # type: ignore[call-arg]
         except (SafetensorError, KeyError, TypeError, OSError, json.JSONDecodeError) as error:
             raise ValueError(f"{path} is not a {cls.__module__} trace of this version: {error}") from error
-        if trace.hash != metadata["hash"]:
-            raise ValueError(f"{path} is damaged: its values do not match its hash {metadata['hash']}")
+        if trace.hash != about["hash"]:
+            raise ValueError(f"{path} is damaged: its values do not match its hash {about['hash']}")
         return trace
 
 
 def read_provenance(path: Path) -> dict[str, str]:
     """Return what `TopicTrace.save` was told about the origin of the values in `path`."""
+    return _read(path)[0]["provenance"]
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return what a file says of itself, and its tensors."""
     with safe_open(path, framework="pt") as file:
-        return json.loads(file.metadata()["provenance"])
+        about = json.loads(file.metadata()["about"])
+        return about, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
 
 def _flatten(name: str, value: Any) -> dict[str, Any]:
     if dataclasses.is_dataclass(value):
         value = {spec.name: getattr(value, spec.name) for spec in fields(value)}
-    if isinstance(value, dict):
-        return {f"{name}.{key}": part for key, part in value.items()}
-    return {name: list(value) if isinstance(value, tuple) else value}
+    parts = {f"{name}.{key}": part for key, part in value.items()} if isinstance(value, dict) else {name: value}
+    return {key: list(part) if isinstance(part, tuple) else part for key, part in parts.items()}
 
 
 def _rebuild(name: str, kind: Any, flat: dict[str, Any]) -> Any:
     if dataclasses.is_dataclass(kind):
         return kind(**{spec.name: _tuples(flat[f"{name}.{spec.name}"]) for spec in fields(kind)})  # type: ignore[operator]
-    if name in flat:
-        return _tuples(flat[name])
-    prefix = f"{name}."
-    return {key.removeprefix(prefix): _tuples(part) for key, part in flat.items() if key.startswith(prefix)}
+    if typing.get_origin(kind) is dict:
+        prefix = f"{name}."
+        return {key.removeprefix(prefix): _tuples(part) for key, part in flat.items() if key.startswith(prefix)}
+    return _tuples(flat[name])
 
 
 def _tuples(value: Any) -> Any:
@@ -235,19 +265,15 @@ def _tuples(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def _hints(cls: type) -> dict[str, Any]:
-    """Return the field types in order; shape annotations stay as they are."""
-    return {spec.name: spec.type for spec in fields(cls)}
-
-
 def _bytes(tensor: Tensor) -> bytes:
     head = f"{tensor.dtype}{tuple(tensor.shape)}".encode()
     return head + tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
 def digest(*parts: str | bytes) -> str:
-    digest = hashlib.sha256()
+    """Return 16 hex digits over the parts; moving a byte from one part to the next changes them."""
+    total = hashlib.sha256()
     for part in parts:
         data = part.encode() if isinstance(part, str) else part
-        digest.update(len(data).to_bytes(8, "little") + data)
-    return digest.hexdigest()[:16]
+        total.update(len(data).to_bytes(8, "little") + data)
+    return total.hexdigest()[:16]

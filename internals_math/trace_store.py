@@ -31,7 +31,7 @@ def get(core: ModuleType, config: TopicConfig | None = None, *, fresh: bool = Fa
                     return core.Trace.load(path)
                 except ValueError:
                     continue  # a damaged entry of something that can be made again
-    with one_thread():
+    with one_thread(), torch.random.fork_rng(devices=[]):  # the caller's threads and random numbers stay as they were
         torch.manual_seed(0)
         trace = core.trace(chosen)
     trace.save(cached_file(core, chosen), **provenance(core))
