@@ -351,7 +351,7 @@ class RoPE(TopicScene):
         ]
         edge = Stroke(chart.place(trace.train_length, 0), chart.place(trace.train_length, top), dash=(0.08, 0.08))
         edge_name = Label(f"trained up to {trace.train_length:d}", size=0.18, color=theme.MUTED)
-        edge_name.next_to(edge, RIGHT, buff=0.15).align_to(edge, UP).shift(0.5 * DOWN)
+        edge_name.next_to(chart.place(trace.train_length, 2.4), RIGHT, buff=0.15)
         self.say("Beyond the positions it was trained on, the model gets lost.")
         self.play(FadeIn(chart, edge, edge_name), run_time=theme.QUICK)
         self.play(chart.animate.draw_curve(floor), run_time=0.6)

@@ -307,9 +307,9 @@ def _first_line(text: str | None) -> str:
 
 def _wrap(text: str, columns: int) -> str:
     """Break into lines of about equal length."""
-    lines = textwrap.wrap(text, columns)
+    lines = textwrap.wrap(text, columns, break_on_hyphens=False)
     for narrower in range(columns, 8, -1):
-        attempt = textwrap.wrap(text, narrower)
+        attempt = textwrap.wrap(text, narrower, break_on_hyphens=False)
         if len(attempt) > len(lines):
             break
         lines = attempt
