@@ -97,7 +97,7 @@ class KVCache(TopicScene):
         limit = largest(trace.key_change_bidirectional)
         stack = LayerStack(trace.key_change_causal, limit=limit, step=(0.97, 1.45)).move_to([0.0, 0.45, 0])
         stack.hide(slice(first, None))
-        text = TokenRow(trace.tokens[:last], tile=0.97).next_to(stack, DOWN, buff=0.05)
+        text = TokenRow(trace.tokens[:last], tile=0.97, size=0.18).next_to(stack, DOWN, buff=0.05)
         text.hide(slice(first, None))
         layers = [
             Label(f"{name} layer", size=0.18, color=theme.MUTED).next_to(stack.dot_center(k, 0), LEFT, buff=0.3)
@@ -151,7 +151,7 @@ class KVCache(TopicScene):
             Formula(f"{{{{ {name} : sign }}}}", size=0.24, sign=role).next_to(matrix, UP, buff=0.3)
             for name, role, matrix in (("W_K", "KEY", to_key), ("W_V", "VALUE", to_value))
         ]
-        count = Readout(lambda n: f"{n:d}", trace.rows_with_cache_total[0], size=0.36, bold=True).move_to([-1.4, -2.6, 0])
+        count = Readout(lambda n: f"{n:d}", trace.rows_with_cache_total[0], size=0.36, bold=True).move_to([-1.4, -2.42, 0])
         unit = Label("key rows computed so far", color=theme.MUTED).next_to(count, RIGHT, buff=0.3).align_to(count, DOWN)
 
         self.say("Two weight matrices turn each word into a key and a value.")

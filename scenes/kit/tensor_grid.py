@@ -12,7 +12,7 @@ from scenes.kit.traced import Traced, format_number, require_traced
 from scenes.kit.typography import Style
 
 Which = int | slice | list[int] | None
-GAP = 0.035  # between cells
+GAP = 0.035  # between cells; small cells keep a smaller share free
 FRAME_PAD = 0.07
 
 
@@ -195,7 +195,8 @@ class TensorGrid(Picture):
         if self.role is not None and self.frame_opacity > 0 and self.presence.any():
             self._draw_frame(painter)
         rows, columns = self.shade.shape
-        radius = min(0.05, width / 8)
+        gap = min(GAP, 0.14 * min(width, height))
+        radius = min(0.05, width / 8, height / 8)
         baseline = (height + self.style.size) / 2
         for i in range(rows):
             for j in range(columns):
@@ -208,7 +209,7 @@ class TensorGrid(Picture):
                     color = theme.mix(background, color, round(emphasis * 32) / 32)
                 x, y = self._corner(i, j)
                 painter.box(
-                    x + GAP / 2, y - height + GAP / 2, width - GAP, height - GAP, fill=color, radius=radius, opacity=presence
+                    x + gap / 2, y - height + gap / 2, width - gap, height - gap, fill=color, radius=radius, opacity=presence
                 )
                 if self.texts is not None and self.ink > 0:
                     ink = theme.ink_on(color, now)
