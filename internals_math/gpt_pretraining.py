@@ -144,7 +144,8 @@ def sample(
     """
     if not len(prompt) or max_new_tokens < 0:
         raise ValueError(
-            f"sample needs a prompt and max_new_tokens >= 0, got {len(prompt)} tokens and max_new_tokens {max_new_tokens}"
+            f"sample needs a prompt and max_new_tokens >= 0, got {len(prompt)} tokens and "
+            f"max_new_tokens {max_new_tokens}"
         )
     text = prompt
     for _ in range(max_new_tokens):

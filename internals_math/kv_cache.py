@@ -297,7 +297,7 @@ class Trace(TopicTrace):
     logits_cached: Float[Tensor, "S V"]
     logits_uncached: Float[Tensor, "S V"]
     max_abs_diff_logits: float
-    key_change_causal: Float[Tensor, "L T"]  # of the prompt's keys when the text grows by S - 1 tokens; NaN: not yet there
+    key_change_causal: Float[Tensor, "L T"]  # of the prompt's keys when S - 1 tokens follow; NaN: not there yet
     key_change_bidirectional: Float[Tensor, "L T"]
     max_change_causal: Float[Tensor, " L"]
     max_change_bidirectional: Float[Tensor, " L"]

@@ -57,10 +57,7 @@ def rope_cos_sin(
     """Return the cosines and sines that `apply_rotary` multiplies with, laid out for `layout`."""
     _check_layout(layout)
     angles = rope_angles(positions, inv_freq)
-    if layout == "half":
-        angles = torch.cat([angles, angles], dim=-1)
-    else:
-        angles = angles.repeat_interleave(2, dim=-1)
+    angles = torch.cat([angles, angles], dim=-1) if layout == "half" else angles.repeat_interleave(2, dim=-1)
     return angles.cos(), angles.sin()
 
 
@@ -218,7 +215,7 @@ SWAPPED = (4, 5)  # positions of the two words that change places in the order t
 class Config(TopicConfig):
     """What the video shows; each field can be changed with `--set name=value`."""
 
-    base: float = option(100.0, "base of the frequencies; 100 is what the tiny LM was trained with", minimum=2, maximum=1e7)
+    base: float = option(100.0, "base of the frequencies; the tiny LM was trained with 100", minimum=2, maximum=1e7)
     query_index: int = option(7, "position of the query's word in the prompt", minimum=1, maximum=12)
     key_index: int = option(5, "position of the key's word in the prompt", minimum=0, maximum=12)
     shift_max: int = option(44, "how far both words are moved", minimum=1, maximum=200)

@@ -191,7 +191,8 @@ class TopicTrace:
             provenance: what produced the values (checkpoint hash, versions), kept beside them.
         """
         flat = self.to_flat()
-        tensors = {name: value.detach().contiguous().clone() for name, value in flat.items() if isinstance(value, Tensor)}
+        kept = {name: value for name, value in flat.items() if isinstance(value, Tensor)}
+        tensors = {name: value.detach().contiguous().clone() for name, value in kept.items()}
         about = {
             "config": self.config.to_dict(),  # type: ignore[attr-defined]
             "values": {name: value for name, value in flat.items() if not isinstance(value, Tensor)},

@@ -68,7 +68,9 @@ class KVCache(TopicScene):
                 self.play(keys.animate.hide(), run_time=0.3)
             keys.set_values(trace.keys_recomputed[step])
             total = trace.rows_without_cache_total[step]
-            self.play(RowByRow(keys, range(rows)), count.animate.set_value(total, RIGHT), run_time=1.3 if step == 1 else 0.9)
+            self.play(
+                RowByRow(keys, range(rows)), count.animate.set_value(total, RIGHT), run_time=1.3 if step == 1 else 0.9
+            )
 
         self.say("Every new token recomputes keys that come out identical.")
         self.play(before.animate.align_to(keys, LEFT), FadeOut(title), run_time=1.3)
@@ -140,7 +142,10 @@ class KVCache(TopicScene):
         """Compute the new key and value once, then keep them."""
         trace = self.trace
         first, steps = int(trace.contexts[0]), len(trace.contexts)
-        keys, values = self.small_cache(trace.keys, first, "KEY", 2.35), self.small_cache(trace.values, first, "VALUE", 5.35)
+        keys, values = (
+            self.small_cache(trace.keys, first, "KEY", 2.35),
+            self.small_cache(trace.values, first, "VALUE", 5.35),
+        )
         names = RowNames(trace.tokens[: first + steps - 1], keys).hide(slice(first, None))
         below = [
             Label(words, color=color, bold=True).next_to(grid, UP, buff=0.3)
@@ -151,8 +156,12 @@ class KVCache(TopicScene):
             Formula(f"{{{{ {name} : sign }}}}", size=0.24, sign=role).next_to(matrix, UP, buff=0.3)
             for name, role, matrix in (("W_K", "KEY", to_key), ("W_V", "VALUE", to_value))
         ]
-        count = Readout(lambda n: f"{n:d}", trace.rows_with_cache_total[0], size=0.36, bold=True).move_to([-1.4, -2.42, 0])
-        unit = Label("key rows computed so far", color=theme.MUTED).next_to(count, RIGHT, buff=0.3).align_to(count, DOWN)
+        count = Readout(lambda n: f"{n:d}", trace.rows_with_cache_total[0], size=0.36, bold=True).move_to(
+            [-1.4, -2.42, 0]
+        )
+        unit = (
+            Label("key rows computed so far", color=theme.MUTED).next_to(count, RIGHT, buff=0.3).align_to(count, DOWN)
+        )
 
         self.say("Two weight matrices turn each word into a key and a value.")
         self.play(FadeIn(to_key, to_value, *signs), run_time=theme.QUICK)
@@ -163,9 +172,13 @@ class KVCache(TopicScene):
             if step == 2:
                 self.say("Compute the new key and value once, then keep them.")
             word = TokenRow(trace.tokens[row : row + 1]).move_to([-6.1, 2.35, 0])
-            state = TensorGrid(
-                trace.inputs[row].reshape(-1, 1), cell=(0.34, 0.105), number=None, limit=largest(trace.inputs)
-            ).move_to([-6.35, 0, 0]).align_to(to_key, UP)
+            state = (
+                TensorGrid(
+                    trace.inputs[row].reshape(-1, 1), cell=(0.34, 0.105), number=None, limit=largest(trace.inputs)
+                )
+                .move_to([-6.35, 0, 0])
+                .align_to(to_key, UP)
+            )
             self.play(FadeIn(word, state, shift=0.2 * DOWN), run_time=0.6 * speed)
             flights = []
             for matrix, field, grid in ((to_key, trace.keys, keys), (to_value, trace.values, values)):
@@ -175,12 +188,18 @@ class KVCache(TopicScene):
             through = [state.copy() for _ in range(2)]
             self.add(*through)
             self.play(
-                *(copy.animate.move_to(matrix).set_opacity(0) for copy, matrix in zip(through, (to_key, to_value), strict=True)),
+                *(
+                    copy.animate.move_to(matrix).set_opacity(0)
+                    for copy, matrix in zip(through, (to_key, to_value), strict=True)
+                ),
                 LaggedStart(*(FadeIn(flight, shift=0.5 * DOWN) for flight in flights), lag_ratio=0.2),
                 run_time=1.1 * speed,
             )
             self.play(
-                *(flight.animate.move_to(grid.row_center(row)) for flight, grid in zip(flights, (keys, values), strict=True)),
+                *(
+                    flight.animate.move_to(grid.row_center(row))
+                    for flight, grid in zip(flights, (keys, values), strict=True)
+                ),
                 names.animate.show(row),
                 run_time=1.1 * speed,
             )
@@ -188,7 +207,9 @@ class KVCache(TopicScene):
             values.show(row)
             self.remove(*flights)
             self.play(
-                count.animate.set_value(trace.rows_with_cache_total[step], RIGHT), FadeOut(word, state), run_time=0.5 * speed
+                count.animate.set_value(trace.rows_with_cache_total[step], RIGHT),
+                FadeOut(word, state),
+                run_time=0.5 * speed,
             )
         without = Label(f"{trace.rows_without_cache_total[steps - 1]:d} without the cache", color=theme.LOSS)
         without.next_to(unit, RIGHT, buff=0.4).align_to(unit, DOWN)
@@ -277,7 +298,12 @@ class KVCache(TopicScene):
         )
         self.remove(*poured)
         self.hold(0.8 * pace)
-        self.play(FadeOut(query, who, scores, output, name), stage.values.animate.lead(), stage.names.animate.lead(), run_time=0.5 * pace)
+        self.play(
+            FadeOut(query, who, scores, output, name),
+            stage.values.animate.lead(),
+            stage.names.animate.lead(),
+            run_time=0.5 * pace,
+        )
 
     def grow(self, stage: "MemoryStage", step: int) -> None:
         """Add the row of the word that was just written to the memory."""
@@ -313,9 +339,7 @@ class KVCache(TopicScene):
         self.play(FadeIn(chart), run_time=theme.QUICK)
         self.play(chart.animate.draw_curve(lost, 3 / steps).draw_curve(kept, 3 / steps), run_time=1.6)
         self.say("Work per token drops from the whole text to one row.")
-        self.play(
-            chart.animate(rate_func=linear).draw_curve(lost, 1.0).draw_curve(kept, 1.0), run_time=3.2
-        )
+        self.play(chart.animate(rate_func=linear).draw_curve(lost, 1.0).draw_curve(kept, 1.0), run_time=3.2)
         ratio = Label(f"{trace.long_flops_ratio[-1]:.0f}×", size=theme.BIG_NUMBER, bold=True).move_to([4.0, 0.6, 0])
         ratio.align_to([3.2, 0, 0], LEFT)
         words = Label("less work", color=theme.MUTED).next_to(ratio, DOWN, buff=0.25, aligned_edge=LEFT)
@@ -329,7 +353,9 @@ class KVCache(TopicScene):
         """Memory grows with every token."""
         trace = self.trace
         presets = trace.presets
-        roles = ["VALUE" if a == g else "KEY" for a, g in zip(presets.attention_heads, presets.key_value_heads, strict=True)]
+        roles = [
+            "VALUE" if a == g else "KEY" for a, g in zip(presets.attention_heads, presets.key_value_heads, strict=True)
+        ]
         bars = Bars(
             presets.bytes_per_token, direction="up", length=3.3, step=2.35, thickness=0.42, role=roles,
             number="binary", number_size=0.2, names=presets.name,
@@ -351,12 +377,18 @@ class KVCache(TopicScene):
         tokens = Readout(
             lambda n: f"cache for {n:,} token{'s' if n > 1 else ''}", trace.bill_contexts[0], face="words"
         ).move_to(what)
-        self.play(FadeOut(what), FadeIn(tokens), bars.animate.set_values(bill[0], limit=float(bill[-1].values.max())), run_time=0.8)
+        self.play(
+            FadeOut(what),
+            FadeIn(tokens),
+            bars.animate.set_values(bill[0], limit=largest(bill)),
+            run_time=0.8,
+        )
         for k in range(1, len(trace.bill_contexts)):
             self.play(
-                bars.animate(rate_func=linear).set_values(bill[k]), tokens.animate.set_value(trace.bill_contexts[k], (0, 0)),
+                bars.animate(rate_func=linear).set_values(bill[k]),
+                tokens.animate.set_value(trace.bill_contexts[k], (0, 0)),
                 run_time=0.3,
-            )  # fmt: skip
+            )
         self.say("Models that share key-value heads stay small.")
         sharing = [k for k, role in enumerate(roles) if role == "KEY"]
         self.play(bars.animate.focus(sharing), run_time=theme.QUICK)

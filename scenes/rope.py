@@ -98,7 +98,9 @@ class RoPE(TopicScene):
         whose = Label(f"query of “{trace.query_token}”", color=theme.QUERY, bold=True).next_to(numbers, UP, buff=0.25)
         plane = VectorPlane(trace.q_turned[0, 0], ["QUERY"], radius=2.3).move_to([-3.6, 0.05, 0]).hide()
         position = Readout(lambda m: f"position {m:d}", trace.shifts[0], size=0.3, bold=True).move_to([3.1, 0.2, 0])
-        speed = Label(f"theta is {trace.inv_freq[0]:.0f} radian for this pair", color=theme.MUTED).move_to([3.1, -0.5, 0])
+        speed = Label(f"theta is {trace.inv_freq[0]:.0f} radian for this pair", color=theme.MUTED).move_to(
+            [3.1, -0.5, 0]
+        )
 
         self.say("Take two numbers of a query. Together they are an arrow.")
         self.play(FadeIn(numbers, whose), run_time=theme.QUICK)
@@ -281,7 +283,9 @@ class RoPE(TopicScene):
         self.say("Each pair adds one wave of the distance.")
         for pair in range(pairs):
             focus = [chart.animate.set_opacity(1.0 if k <= pair else 0.35) for k, chart in enumerate(small)]
-            added = big.animate.draw_curve(total) if pair == 0 else big.animate.set_curve(total, trace.partial_sums[pair])
+            added = (
+                big.animate.draw_curve(total) if pair == 0 else big.animate.set_curve(total, trace.partial_sums[pair])
+            )
             self.play(*focus, added, run_time=1.1)
             self.hold(0.2)
         self.say("The sum is this head’s real taste for distance: up and down.")
@@ -339,7 +343,13 @@ class RoPE(TopicScene):
             y_format="d", x_label="position in the text", y_label="loss, nats per word",
         ).move_to([-1.9, 0.3, 0])  # fmt: skip
         floor = chart.curve(
-            places, trace.loss_floor, role="REFERENCE", label="best possible", dash=(0.12, 0.1), label_shift=0.0, drawn=0
+            places,
+            trace.loss_floor,
+            role="REFERENCE",
+            label="best possible",
+            dash=(0.12, 0.1),
+            label_shift=0.0,
+            drawn=0,
         )
         curves = [
             chart.curve(places, values, role=role, label=label, drawn=0, label_shift=shift)

@@ -75,9 +75,7 @@ class Bars(Picture):
         spec = self.number
         self.texts = None if spec is None else [_text(value, spec) for value in values.values.tolist()]
 
-    def set_values(
-        self, values: Traced, *, limit: float | Traced | None = None, signed: bool | None = None
-    ) -> Self:
+    def set_values(self, values: Traced, *, limit: float | Traced | None = None, signed: bool | None = None) -> Self:
         """Show other values; bars glide, numbers snap at half time. A new limit rescales the ground."""
         if len(values) != len(self.amounts):
             raise ValueError(f"set_values needs {len(self.amounts)} values, got {len(values)}")
@@ -116,7 +114,7 @@ class Bars(Picture):
 
     def tip(self, index: int) -> np.ndarray:
         """Return the scene point at the end of a bar."""
-        zero, end, across = self._span(index % len(self.amounts))
+        _, end, across = self._span(index % len(self.amounts))
         return self.to_scene(end, across) if self.direction == "right" else self.to_scene(across, end)
 
     def _span(self, index: int) -> tuple[float, float, float]:
@@ -151,9 +149,7 @@ class Bars(Picture):
                 painter.box(across - half, low, 2 * half, size, fill=color, radius=min(0.05, size / 2), opacity=shown)
             self._write(painter, index, (zero, end), across, shown)
 
-    def _write(
-        self, painter: Painter, index: int, span: tuple[float, float], across: float, shown: float
-    ) -> None:
+    def _write(self, painter: Painter, index: int, span: tuple[float, float], across: float, shown: float) -> None:
         zero, end = span
         ink = theme.mix(theme.MUTED, theme.TEXT, round(float(self.emphasis[index]) * 8) / 8)
         beyond = self.amounts[index] < 0

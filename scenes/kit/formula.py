@@ -8,7 +8,7 @@ from scenes.kit import theme
 _FONT_SIZE_PER_UNIT = 150
 
 
-def Formula(source: str, *, size: float = theme.LABEL, **roles: str) -> MathTypst:  # noqa: N802 - reads as an object
+def Formula(source: str, *, size: float = theme.LABEL, **roles: str) -> MathTypst:
     """Return a formula; `{{ q_t : query }}` in the source with `query="QUERY"` colors that symbol.
 
     Formula(r"{{ q : query }} dot {{ k_j : key }} / sqrt(d)", query="QUERY", key="KEY")

@@ -112,7 +112,9 @@ class LayerStack(Picture):
         painter.polyline(ends, stroke=color, line=0.012 + 0.01 * lit, opacity=opacity * (0.5 + 0.4 * lit))
 
     def _color(self, ground: str, layer: int, position: int) -> str:
-        changed = theme.mix(ground, getattr(theme, self.change_role), round(float(self.glow[layer, position]) * 24) / 24)
+        changed = theme.mix(
+            ground, getattr(theme, self.change_role), round(float(self.glow[layer, position]) * 24) / 24
+        )
         return theme.mix(changed, getattr(theme, self.role), round(float(self.own[position]) * 24) / 24)
 
     def ledger(self) -> list[tuple[str, str]]:

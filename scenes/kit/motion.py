@@ -12,7 +12,9 @@ from scenes.kit.picture import Picture
 class RowByRow(Animation):
     """Let the rows of a grid appear (or vanish) from top to bottom, each after the one before."""
 
-    def __init__(self, grid: Picture, rows: Sequence[int] | None = None, *, vanish: bool = False, **kwargs: Any) -> None:
+    def __init__(
+        self, grid: Picture, rows: Sequence[int] | None = None, *, vanish: bool = False, **kwargs: Any
+    ) -> None:
         self.rows = list(range(grid.presence.shape[0])) if rows is None else list(rows)  # type: ignore[attr-defined]
         self.vanish = vanish
         kwargs.setdefault("rate_func", linear)

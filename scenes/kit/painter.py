@@ -130,7 +130,14 @@ class Painter:
             self._finish(None, stroke, line, opacity)
 
     def arrow(
-        self, start: Point, end: Point, *, color: str, line: float = theme.THICK, head: float = 0.2, opacity: float = 1.0
+        self,
+        start: Point,
+        end: Point,
+        *,
+        color: str,
+        line: float = theme.THICK,
+        head: float = 0.2,
+        opacity: float = 1.0,
     ) -> None:
         """Draw a straight arrow whose tip is exactly at `end`; a short one keeps a smaller head."""
         dx, dy = float(end[0]) - float(start[0]), float(end[1]) - float(start[1])

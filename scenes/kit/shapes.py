@@ -17,14 +17,22 @@ class Frame(Picture):
     animated = ("opacity", "tint")
 
     def __init__(
-        self, width: float, height: float, *, color: str | None = None, line: float = theme.LINE, fill: str | None = None
+        self,
+        width: float,
+        height: float,
+        *,
+        color: str | None = None,
+        line: float = theme.LINE,
+        fill: str | None = None,
     ) -> None:
         super().__init__(width, height)
         self.line, self.fill = line, fill
         self.tint = np.array(theme.rgb(color or theme.TEXT))
 
     @classmethod
-    def around(cls, thing: Mobject, *, pad: float = 0.06, color: str | None = None, line: float = theme.LINE) -> "Frame":
+    def around(
+        cls, thing: Mobject, *, pad: float = 0.06, color: str | None = None, line: float = theme.LINE
+    ) -> "Frame":
         """Return a frame around `thing`."""
         return cls(thing.width + 2 * pad, thing.height + 2 * pad, color=color, line=line).move_to(thing)
 
@@ -35,9 +43,7 @@ class Frame(Picture):
     def draw(self, painter: Painter) -> None:
         width, height = self.local_width, self.local_height
         color = theme.hex_color(tuple(self.tint))
-        painter.box(
-            -width / 2, -height / 2, width, height, fill=self.fill, stroke=color, line=self.line, radius=0.1
-        )
+        painter.box(-width / 2, -height / 2, width, height, fill=self.fill, stroke=color, line=self.line, radius=0.1)
 
 
 class Stroke(Picture):

@@ -110,7 +110,7 @@ class TensorGrid(Picture):
             number_size=self.style.size,
             role=role,
         )
-        middle, right, _ = self._frame()
+        _, right, _ = self._frame()
         return part.scale(float(np.linalg.norm(right))).move_to(center)
 
     # -- changes, all of them animatable ----------------------------------------------------------------------------
@@ -209,14 +209,25 @@ class TensorGrid(Picture):
                     color = theme.mix(background, color, round(emphasis * 32) / 32)
                 x, y = self._corner(i, j)
                 painter.box(
-                    x + gap / 2, y - height + gap / 2, width - gap, height - gap, fill=color, radius=radius, opacity=presence
+                    x + gap / 2,
+                    y - height + gap / 2,
+                    width - gap,
+                    height - gap,
+                    fill=color,
+                    radius=radius,
+                    opacity=presence,
                 )
                 if self.texts is not None and self.ink > 0:
                     ink = theme.ink_on(color, now)
                     if self.emphasis[i, j] < 1:
                         ink = theme.mix(color, ink, 0.62 + 0.38 * round(self.emphasis[i, j] * 8) / 8)
                     painter.text(
-                        self.texts[i][j], x + width / 2, y - baseline, self.style, color=ink, opacity=presence * self.ink
+                        self.texts[i][j],
+                        x + width / 2,
+                        y - baseline,
+                        self.style,
+                        color=ink,
+                        opacity=presence * self.ink,
                     )
 
     def _draw_frame(self, painter: Painter) -> None:

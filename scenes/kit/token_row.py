@@ -65,7 +65,9 @@ class TokenRow(Picture):
     def tile(self, k: int) -> "TokenRow":
         """Return one tile as a row of its own, lying exactly over it."""
         k %= len(self.tokens)
-        part = TokenRow(self.tokens[k : k + 1], tile=float(self.widths[k]), height=self.tile_height, size=self.style.size)
+        part = TokenRow(
+            self.tokens[k : k + 1], tile=float(self.widths[k]), height=self.tile_height, size=self.style.size
+        )
         part.color = self.color[k : k + 1].copy()
         return part.move_to(self.tile_center(k))
 
@@ -127,7 +129,9 @@ class RowNames(Picture):
 
     animated = ("opacity", "presence", "emphasis")
 
-    def __init__(self, tokens: Sequence[Any], grid: TensorGrid, *, size: float = theme.LABEL, gap: float = 0.25) -> None:
+    def __init__(
+        self, tokens: Sequence[Any], grid: TensorGrid, *, size: float = theme.LABEL, gap: float = 0.25
+    ) -> None:
         self.tokens = require_tokens(tokens, "RowNames")
         self.style = Style(size)
         self.step = grid.cell[1]

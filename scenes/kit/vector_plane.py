@@ -80,7 +80,7 @@ class VectorPlane(Picture):
 
     def leave_ghosts(self, *which: int) -> Self:
         """Leave faint copies of arrows where they are now."""
-        rows = range(len(self.angles)) if not which else which
+        rows = which or range(len(self.angles))
         new = tuple(
             (float(self.lengths[k]), float(self.angles[k]), self.roles[k], self.values.reshape(-1, 2)[k].origin)
             for k in rows

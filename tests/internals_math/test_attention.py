@@ -105,5 +105,3 @@ def test_attention_flops_count_both_products_of_every_head():
 def test_wrong_input_is_refused_with_the_reason(call, message):
     with pytest.raises(ValueError, match=message):
         call()
-
-

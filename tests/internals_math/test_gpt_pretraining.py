@@ -4,7 +4,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-
 from transformers.loss.loss_utils import ForCausalLMLoss
 
 from internals_math import tiny_lm
@@ -142,7 +141,9 @@ def test_the_same_seed_writes_the_same_story_with_the_tiny_lm():
 
 
 def test_six_flops_for_each_weight_and_token():
-    assert training_flops(175_000_000_000, 300_000_000_000) == 315 * 10**21  # GPT-3: 3.15e23, arXiv 2005.14165, table D.1
+    assert (
+        training_flops(175_000_000_000, 300_000_000_000) == 315 * 10**21
+    )  # GPT-3: 3.15e23, arXiv 2005.14165, table D.1
 
 
 @pytest.mark.parametrize(
@@ -152,9 +153,18 @@ def test_six_flops_for_each_weight_and_token():
         (lambda: sample_token(torch.zeros(3), math.nan), "temperature must be > 0 .*got nan"),
         (lambda: sample(lambda ids: ids, torch.tensor([], dtype=torch.long), 1), "needs a prompt"),
         (lambda: sample(lambda ids: ids, torch.tensor([1]), -1), "max_new_tokens >= 0, got 1 tokens and .* -1"),
-        (lambda: next_token_loss(torch.zeros(1, 1, 3), torch.zeros(1, 1, dtype=torch.long)), "at least 2 positions, got 1"),
-        (lambda: next_token_loss(torch.zeros(1, 3, 3), torch.full((1, 3), -100)), "at least one label that is not -100"),
-        (lambda: next_token_loss(torch.zeros(1, 2, 3), torch.tensor([[0, 3]])), r"labels must be in 0\.\.2 or -100, got \[3\]"),
+        (
+            lambda: next_token_loss(torch.zeros(1, 1, 3), torch.zeros(1, 1, dtype=torch.long)),
+            "at least 2 positions, got 1",
+        ),
+        (
+            lambda: next_token_loss(torch.zeros(1, 3, 3), torch.full((1, 3), -100)),
+            "at least one label that is not -100",
+        ),
+        (
+            lambda: next_token_loss(torch.zeros(1, 2, 3), torch.tensor([[0, 3]])),
+            r"labels must be in 0\.\.2 or -100, got \[3\]",
+        ),
         (lambda: next_token_loss(torch.zeros(1, 2, 3), torch.tensor([[0, -1]])), r"got \[-1\]"),
         (lambda: perplexity(-0.1), "a loss must be at least 0 nats per token, got -0.1"),
         (lambda: training_flops(-1, 5), "must be at least 0, got -1 and 5"),

@@ -250,7 +250,9 @@ def test_the_counters_and_the_bill_are_the_published_formulas(shown):
 
 
 def test_another_prompt_and_head_are_traced_the_same_way():
-    trace = kv_cache.trace(Config(prompt="one day the young crab lost a", layer=2, head=3, max_new_tokens=2, batch_size=4))
+    trace = kv_cache.trace(
+        Config(prompt="one day the young crab lost a", layer=2, head=3, max_new_tokens=2, batch_size=4)
+    )
     assert trace.keys.shape == (9, 8)
     assert trace.real_cache_bytes == 2**33
     assert trace.max_abs_diff_logits < 1e-4

@@ -42,7 +42,7 @@ def turn(x, positions, inv_freq, layout="half"):
     return apply_rotary(x, *rope_cos_sin(positions, inv_freq, layout), layout)
 
 
-# -- laws --------------------------------------------------------------------------------------------------------------
+# -- laws ------------------------------------------------------------------------------------------------------------
 
 
 @given(HEAD_DIMS, POSITIONS, LAYOUTS)
@@ -168,11 +168,13 @@ def test_gradients_pass_through_with_their_length_unchanged():
     torch.testing.assert_close(x.grad.norm(dim=-1), upstream.norm(dim=-1))
 
 
-# -- independent implementations ---------------------------------------------------------------------------------------
+# -- independent implementations -------------------------------------------------------------------------------------
 
 
 def test_the_half_layout_is_hugging_face_llama():
-    config = LlamaConfig(hidden_size=32, num_attention_heads=4, rope_parameters={"rope_type": "default", "rope_theta": 100.0})
+    config = LlamaConfig(
+        hidden_size=32, num_attention_heads=4, rope_parameters={"rope_type": "default", "rope_theta": 100.0}
+    )
     places = torch.arange(9)[None]
     q, k = (vectors(9 * 4, 8, seed, torch.float32).view(1, 9, 4, 8).transpose(1, 2) for seed in (1, 2))
     cos, sin = modeling_llama.LlamaRotaryEmbedding(config)(q, places)
@@ -213,7 +215,7 @@ def test_three_lines_of_complex_numbers_give_the_same():
     torch.testing.assert_close(turn(x, places, inv_freq), torch.cat([turned[..., 0], turned[..., 1]], dim=-1))
 
 
-# -- refused ------------------------------------------------------------------------------------------------------------
+# -- refused ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -237,7 +239,7 @@ def test_wrong_input_is_refused_with_the_reason(call, message):
         call()
 
 
-# -- what the video shows ------------------------------------------------------------------------------------------------
+# -- what the video shows --------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

@@ -166,7 +166,9 @@ def test_equal_configs_have_equal_hashes_however_they_were_written():
 
 
 def test_configs_of_two_topics_never_share_a_hash():
-    other = dataclasses.make_dataclass("Config", [], bases=(Config,), frozen=True, namespace={"__module__": "elsewhere"})
+    other = dataclasses.make_dataclass(
+        "Config", [], bases=(Config,), frozen=True, namespace={"__module__": "elsewhere"}
+    )
     assert other().to_dict() == Config().to_dict()
     assert other().hash != Config().hash
 

@@ -31,6 +31,8 @@ ROWS = (
     Published("OPT-13B, 2,048 tokens (printed as 1.6 GB)", _total("opt-13b", 2048), 1_677_721_600, 0, VLLM),
     Published("FLOP per byte, MHA in FP16", lambda: decode_attention_intensity(32, 32), 1, 0, SHAZEER),
     Published("FLOP per byte, Llama-2-70B", lambda: decode_attention_intensity(64, 8), 8, 0, "2305.13245, H/G = 8"),
-    Published("key rows with cache, P = 8, S = 4", lambda: int(kv_cache.recompute_counts(8, 4)[0].sum()), 11, 0, "count"),
+    Published(
+        "key rows with cache, P = 8, S = 4", lambda: int(kv_cache.recompute_counts(8, 4)[0].sum()), 11, 0, "count"
+    ),
     Published("key rows without", lambda: int(kv_cache.recompute_counts(8, 4)[1].sum()), 38, 0, "8 + 9 + 10 + 11"),
 )

@@ -8,7 +8,6 @@ from internals_math import trace_store
 from scenes import series
 from scenes.kit import theme
 from scenes.kit.label import Label
-from scenes.kit.picture import Picture
 from scenes.kit.topic_scene import LOOP
 
 TINY = {"pixel_width": 160, "pixel_height": 90, "frame_rate": 10, "dry_run": True, "verbosity": "ERROR"}
@@ -45,7 +44,7 @@ def test_captions_can_be_read_and_end_before_the_chapter_does(whole, slug, unit)
     for caption, end in zip(scene.captions, ends, strict=False):
         seconds = caption.end - caption.start
         assert len(caption.text) / seconds <= theme.READING_SPEED, caption
-        assert 1 <= seconds
+        assert seconds >= 1
         assert caption.end <= end
 
 
@@ -144,7 +143,6 @@ def test_a_changed_parameter_changes_the_picture():
         scene.render()
     shown = {entry["shown"] for entry in scene.ledger if entry["origin"].startswith("rows_without_cache_total")}
     assert shown == {"8", "17", "27"}
-
 
 
 @pytest.mark.parametrize("slug", SCENES)
