@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from jaxtyping import Int
@@ -99,6 +100,11 @@ def loss_by_position(model: TinyLM, documents: int = 1000, width: int = 4) -> li
 
 def loss_by_token_class(model: TinyLM, documents: int = 1000) -> list[LossRow]:
     """Return loss and floor by what it takes to predict the token (TOKEN_CLASSES)."""
+    return losses_by_group(model, held_out(documents), _token_classes(documents), TOKEN_CLASSES)
+
+
+@cache
+def _token_classes(documents: int) -> Int[Tensor, "N T_pred"]:
     corpus = held_out(documents)
     groups = torch.full(corpus.surprisal.shape, -1)
     for row, (ids, surprisal) in enumerate(zip(corpus.ids.tolist(), corpus.surprisal.tolist(), strict=True)):
@@ -106,7 +112,7 @@ def loss_by_token_class(model: TinyLM, documents: int = 1000) -> list[LossRow]:
         for position in range(1, len(words)):
             name = _token_class(words, position, is_certain=surprisal[position - 1] == 0)
             groups[row, position - 1] = TOKEN_CLASSES.index(name)
-    return losses_by_group(model, corpus, groups, TOKEN_CLASSES)
+    return groups
 
 
 def _token_class(words: list[str], position: int, *, is_certain: bool) -> str:
