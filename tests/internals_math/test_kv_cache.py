@@ -2,8 +2,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.utils.flop_counter import FlopCounterMode
-from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 from internals_math import kv_cache, tiny_lm
 from internals_math.kv_cache import (
@@ -115,44 +113,6 @@ def test_the_bytes_of_a_real_cache_are_the_formula(groups):
     model = tiny_lm.TinyLM(tiny_lm.ModelConfig(num_key_value_heads=groups))
     cache, _ = filled(model, IDS[:, :10], [10])
     assert cache.nbytes == kv_cache_bytes(3, groups, 8, 10, bytes_per_element=4)
-
-
-# -- independent implementations ---------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("groups", [4, 2])
-def test_logits_and_stored_keys_are_those_of_hugging_face(groups):
-    ours = tiny_lm.TinyLM(tiny_lm.ModelConfig(num_key_value_heads=groups), seed=5).eval()
-    config = LlamaConfig(
-        vocab_size=112, hidden_size=32, intermediate_size=96, num_hidden_layers=3, num_attention_heads=4,
-        num_key_value_heads=groups, rms_norm_eps=1e-5, tie_word_embeddings=True, max_position_embeddings=64,
-        rope_parameters={"rope_type": "default", "rope_theta": 100.0},
-    )  # fmt: skip
-    theirs = LlamaForCausalLM(config).eval()
-    theirs.load_state_dict(ours.state_dict(), strict=False)
-    theirs.tie_weights()
-    mine, cache = KVCache(3), DynamicCache(config=config)
-    with torch.no_grad():
-        for start, end in ((0, 8), (8, 9), (9, 14)):
-            expected = theirs(IDS[:, start:end], past_key_values=cache, use_cache=True).logits
-            torch.testing.assert_close(ours(IDS[:, start:end], cache=mine), expected, atol=1e-5, rtol=0)
-    for layer in range(3):
-        torch.testing.assert_close(mine.keys[layer], cache.layers[layer].keys, atol=1e-5, rtol=0)
-        torch.testing.assert_close(mine.values[layer], cache.layers[layer].values, atol=1e-5, rtol=0)
-
-
-def test_the_counted_flops_are_those_that_torch_counts():
-    config = LlamaConfig(
-        vocab_size=100, hidden_size=64, intermediate_size=160, num_hidden_layers=2, num_attention_heads=8,
-        num_key_value_heads=2, max_position_embeddings=64,
-    )  # fmt: skip
-    model = LlamaForCausalLM(config).eval()
-    model.set_attn_implementation("eager")  # the fused kernel reports no FLOPs on CPU
-    ids = torch.arange(12)[None]
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model(ids, logits_to_keep=1)
-    shape = ModelShape("oracle", 2, 64, 8, 2, 8, 160, 100)
-    assert int(generation_flops(shape, 12, 1, use_cache=False)[0]) == counter.get_total_flops()
 
 
 def test_a_cached_step_costs_one_token_and_an_uncached_one_the_whole_text():

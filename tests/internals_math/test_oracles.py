@@ -11,7 +11,9 @@ from scenes import series
 from tests import oracles
 from tests.oracles import Oracle, largest_difference
 
-TABLES = {info.name: importlib.import_module(f"tests.oracles.{info.name}") for info in pkgutil.iter_modules(oracles.__path__)}
+TABLES = {
+    info.name: importlib.import_module(f"tests.oracles.{info.name}") for info in pkgutil.iter_modules(oracles.__path__)
+}
 ROWS = [pytest.param(row, id=f"{name}: {row.name}") for name, table in TABLES.items() for row in table.ROWS]
 
 

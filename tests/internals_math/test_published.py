@@ -9,7 +9,10 @@ from scenes import series
 from tests import published
 from tests.published import Published
 
-TABLES = {info.name: importlib.import_module(f"tests.published.{info.name}") for info in pkgutil.iter_modules(published.__path__)}
+TABLES = {
+    info.name: importlib.import_module(f"tests.published.{info.name}")
+    for info in pkgutil.iter_modules(published.__path__)
+}
 ROWS = [pytest.param(row, id=f"{name}: {row.name}") for name, table in TABLES.items() for row in table.ROWS]
 
 

@@ -4,10 +4,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import LlamaConfig
-from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
-from transformers.models.gptj import modeling_gptj
-from transformers.models.llama import modeling_llama
 
 from internals_math import rope
 from internals_math.rope import (
@@ -166,53 +162,6 @@ def test_gradients_pass_through_with_their_length_unchanged():
     upstream = vectors(4, 8, seed=9)
     turn(x, torch.arange(4), rope_frequencies(8)).backward(upstream)
     torch.testing.assert_close(x.grad.norm(dim=-1), upstream.norm(dim=-1))
-
-
-# -- independent implementations -------------------------------------------------------------------------------------
-
-
-def test_the_half_layout_is_hugging_face_llama():
-    config = LlamaConfig(
-        hidden_size=32, num_attention_heads=4, rope_parameters={"rope_type": "default", "rope_theta": 100.0}
-    )
-    places = torch.arange(9)[None]
-    q, k = (vectors(9 * 4, 8, seed, torch.float32).view(1, 9, 4, 8).transpose(1, 2) for seed in (1, 2))
-    cos, sin = modeling_llama.LlamaRotaryEmbedding(config)(q, places)
-    theirs = modeling_llama.apply_rotary_pos_emb(q, k, cos, sin)
-    ours = rope_cos_sin(places[0], rope_frequencies(8, 100.0).float())
-    torch.testing.assert_close((apply_rotary(q, *ours), apply_rotary(k, *ours)), theirs)
-
-
-def test_the_interleaved_layout_is_hugging_face_gptj():
-    places, inv_freq = torch.arange(6), rope_frequencies(8)
-    x = vectors(6 * 2, 8).view(1, 6, 2, 8)  # (B, T, H, d)
-    angles = rope_angles(places, inv_freq)[None]
-    theirs = modeling_gptj.apply_rotary_pos_emb(x, angles.sin(), angles.cos())
-    ours = apply_rotary(x.transpose(1, 2), *rope_cos_sin(places, inv_freq, "interleaved"), "interleaved")
-    torch.testing.assert_close(ours.transpose(1, 2), theirs)
-
-
-@pytest.mark.parametrize("scale", [1.0, 2.0, 8.0])
-def test_slowed_frequencies_are_those_of_hugging_face(scale):
-    def theirs(kind, **more):
-        parameters = {"rope_type": kind, "rope_theta": 10000.0, "factor": scale, **more}
-        config = LlamaConfig(
-            hidden_size=64, num_attention_heads=4, max_position_embeddings=128, rope_parameters=parameters
-        )
-        return ROPE_INIT_FUNCTIONS[kind](config, "cpu", seq_len=256)[0].double()
-
-    torch.testing.assert_close(theirs("linear"), rope_frequencies(16) / scale, rtol=1e-6, atol=0)
-    # the dynamic form at length n is the static NTK base with factor s n / L - (s - 1)
-    factor = scale * 256 / 128 - (scale - 1)
-    expected = rope_frequencies(16, ntk_scaled_base(1e4, 16, factor))
-    torch.testing.assert_close(theirs("dynamic"), expected, rtol=1e-6, atol=0)
-
-
-def test_three_lines_of_complex_numbers_give_the_same():
-    x, places, inv_freq = vectors(7, 8), torch.arange(7), rope_frequencies(8)
-    pairs = torch.view_as_complex(torch.stack([x[:, :4], x[:, 4:]], dim=-1))
-    turned = torch.view_as_real(pairs * torch.exp(1j * places[:, None] * inv_freq))
-    torch.testing.assert_close(turn(x, places, inv_freq), torch.cat([turned[..., 0], turned[..., 1]], dim=-1))
 
 
 # -- refused ---------------------------------------------------------------------------------------------------------
