@@ -208,7 +208,10 @@ def _check_scale(scale: float) -> None:
 SHOWN_DISTANCES = 65  # 0 .. 64, the length the tiny LM was trained on
 LONG_SHIFTS = (1, 7, 100, 1000)
 LINE = 12  # tokens of a closed-book line; losses are averaged over the lines, each without its first word
-SWAPPED = (4, 5)  # positions of the two words that change places in the order test
+SWAP_TEXT = "the fox took the lamp to the cat . the"  # what comes next is who got the lamp
+SWAPPED = (2, 8)  # positions of the two words that change places in the order test: fox and cat
+APART = 3  # places of the query, from its own on, while the key stays
+STEPS_PER_WORD = 4  # the waves are drawn finer than words, which would turn a fast one into a zigzag
 
 
 @dataclass(frozen=True)
@@ -225,6 +228,9 @@ class Config(TopicConfig):
     scale: float = option(4.0, "how many times longer than trained", minimum=1, maximum=16)
 
     def check(self) -> None:
+        from internals_math import tiny_lm  # the model is built on this module's functions
+
+        tiny_lm.encode(self.prompt)
         words = len(self.prompt.split())
         if not 6 <= words <= 12:
             raise ValueError(f"prompt must have 6 to 12 words, got {words}")
@@ -239,6 +245,7 @@ class Config(TopicConfig):
 class SwapTest:
     """The last word's attention in the first layer when two earlier words change places."""
 
+    head: int  # of the first layer: the one whose output changes most when positions are on
     tokens_before: tuple[str, ...]
     tokens_after: tuple[str, ...]
     weights_before: Float[Tensor, " T"]  # all positions set to 0
@@ -279,14 +286,23 @@ class Trace(TopicTrace):
     angle_between: Float[Tensor, "S pairs"]  # degrees from key to query, -180 .. 180
     score_by_shift: Float[Tensor, " S"]  # q · k after both rotations
     score_spread: float
+    apart_positions: Int[Tensor, " apart"]  # of the query, when it moves on alone
+    arrows_apart: Float[Tensor, "apart pairs 2 2"]  # query and key, the key at its own place
+    apart_angles: Float[Tensor, "apart pairs"]  # degrees from key to query
+    score_apart: Float[Tensor, " apart"]
     distances: Int[Tensor, " n"]
     contributions: Float[Tensor, "pairs n"]
     partial_sums: Float[Tensor, "pairs n"]  # the first 1, 2, … pairs added
     score_by_distance: Float[Tensor, " n"]
+    wave_distances: Float[Tensor, " fine"]  # the same span in quarters of a word, for drawing
+    waves: Float[Tensor, "pairs fine"]
+    wave_sums: Float[Tensor, "pairs fine"]  # the first 1, 2, … waves added
     score_matrix_plain: Float[Tensor, "T T"]
     score_matrix_rope: Float[Tensor, "T T"]
     shift_test_shifts: Int[Tensor, " k"]
     shift_test_diff: Float[Tensor, " k"]  # max |difference of logits|
+    shifted_positions: Int[Tensor, "k T"]
+    score_matrix_shifted: Float[Tensor, "k T T"]
     swap_test: SwapTest
     train_length: int
     loss_positions: Float[Tensor, " blocks"]  # middle of each line of the long text
@@ -296,6 +312,10 @@ class Trace(TopicTrace):
     loss_floor: Float[Tensor, " blocks"]
     inv_freq_linear: Float[Tensor, " pairs"]
     inv_freq_ntk: Float[Tensor, " pairs"]
+    trained_arc: Float[Tensor, " 2"]  # radians: from and to where the slowest hand turns within the trained length
+    slow_hand_none: Float[Tensor, "blocks 1 2"]  # direction of the slowest hand at loss_positions
+    slow_hand_linear: Float[Tensor, "blocks 1 2"]
+    slow_hand_ntk: Float[Tensor, "blocks 1 2"]
     decay_distances: Int[Tensor, " m"]
     decay_curve: Float[Tensor, " m"]  # head_dim 128, base 10,000
 
@@ -318,10 +338,15 @@ def trace(config: Config) -> Trace:
     moved_k = _turn(k.expand(len(shifts), -1), shifts + config.key_index, inv_freq)
     q_turned = to_pairs(_turn(q.expand(len(shifts), -1), shifts, inv_freq))
     arrows = torch.stack([to_pairs(moved_q), to_pairs(moved_k)], dim=2)  # (S, pairs, 2, 2)
-    between = _angle(arrows[:, :, 0]) - _angle(arrows[:, :, 1])
     scores = (moved_q * moved_k).sum(dim=-1)
+    apart_positions = torch.arange(APART) + config.query_index
+    apart_q = _turn(q.expand(APART, -1), apart_positions, inv_freq)
+    apart_k = moved_k[:1].expand(APART, -1)
+    arrows_apart = torch.stack([to_pairs(apart_q), to_pairs(apart_k)], dim=2)  # (apart, pairs, 2, 2)
     distances = torch.arange(SHOWN_DISTANCES)
     contributions = pair_contributions(q, k, inv_freq, distances).float()
+    wave_distances = torch.arange((SHOWN_DISTANCES - 1) * STEPS_PER_WORD + 1) / STEPS_PER_WORD
+    waves = pair_contributions(q, k, inv_freq, wave_distances).float()
     places = torch.arange(ids.shape[1])
     tokens = tiny_lm.tokens(ids[0])
     decay_distances = torch.arange(251)
@@ -343,17 +368,28 @@ def trace(config: Config) -> Trace:
         arrows_by_shift=arrows,
         turn_angles=_angle(q_turned),
         turns=(shifts[:, None] * inv_freq / (2 * math.pi)).float(),
-        angle_between=torch.rad2deg(torch.remainder(between + math.pi, 2 * math.pi) - math.pi),
+        angle_between=_degrees_between(arrows),
         score_by_shift=scores,
         score_spread=float(scores.max() - scores.min()),
+        apart_positions=apart_positions,
+        arrows_apart=arrows_apart,
+        apart_angles=_degrees_between(arrows_apart),
+        score_apart=(apart_q * apart_k).sum(dim=-1),
         distances=distances,
         contributions=contributions,
         partial_sums=contributions.cumsum(dim=0),
         score_by_distance=contributions.sum(dim=0),
+        wave_distances=wave_distances,
+        waves=waves,
+        wave_sums=waves.cumsum(dim=0),
         score_matrix_plain=queries @ keys.T,
-        score_matrix_rope=_turn(queries, places, inv_freq) @ _turn(keys, places, inv_freq).T,
+        score_matrix_rope=_rotated_scores(queries, keys, places, inv_freq),
         **_shift_test(model, ids, inv_freq),
-        swap_test=_swap_test(model, ids, head, inv_freq),
+        shifted_positions=torch.stack([places + shift for shift in LONG_SHIFTS]),
+        score_matrix_shifted=torch.stack(
+            [_rotated_scores(queries, keys, places + shift, inv_freq) for shift in LONG_SHIFTS]
+        ),
+        swap_test=_swap_test(model, inv_freq),
         **_long_run(model, config, inv_freq),
         decay_distances=decay_distances,
         decay_curve=decay_bound(128, 10000.0, decay_distances).float(),
@@ -366,6 +402,18 @@ def _turn(
     return apply_rotary(x, *rope_cos_sin(positions, inv_freq))
 
 
+def _rotated_scores(
+    queries: Float[Tensor, "T d"], keys: Float[Tensor, "T d"], positions: Int[Tensor, " T"], inv_freq: Tensor
+) -> Float[Tensor, "T T"]:
+    return _turn(queries, positions, inv_freq) @ _turn(keys, positions, inv_freq).T
+
+
+def _degrees_between(arrows: Float[Tensor, "n pairs 2 2"]) -> Float[Tensor, "n pairs"]:
+    """Return the angle from the second arrow to the first, in -180 .. 180."""
+    between = _angle(arrows[:, :, 0]) - _angle(arrows[:, :, 1])
+    return torch.rad2deg(torch.remainder(between + math.pi, 2 * math.pi) - math.pi)
+
+
 def _shift_test(model: Any, ids: Tensor, inv_freq: Tensor) -> dict[str, Tensor]:
     """Move the whole text and compare the logits."""
     places = torch.arange(ids.shape[1])
@@ -375,10 +423,11 @@ def _shift_test(model: Any, ids: Tensor, inv_freq: Tensor) -> dict[str, Tensor]:
     return {"shift_test_shifts": torch.tensor(LONG_SHIFTS), "shift_test_diff": diff}
 
 
-def _swap_test(model: Any, ids: Tensor, head: int, inv_freq: Tensor) -> SwapTest:
+def _swap_test(model: Any, inv_freq: Tensor) -> SwapTest:
     """Let two words change places and look at what the last word sees, with and without positions."""
     from internals_math import tiny_lm
 
+    ids = torch.tensor([tiny_lm.encode(SWAP_TEXT)])
     first, second = SWAPPED
     order = list(range(ids.shape[1]))
     order[first], order[second] = second, first
@@ -388,27 +437,29 @@ def _swap_test(model: Any, ids: Tensor, head: int, inv_freq: Tensor) -> SwapTest
     def look(text: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         names = ("weights", "v", "head_outputs", "residual")
         _, record = model(text, position_ids=positions, inv_freq=inv_freq, record=names)
-        weights = record["weights"][0, 0, head, -1]  # (T,) of the last word in the first layer
-        output = weights @ record["v"][0, 0, head]  # (d,)
-        return weights, output, record["head_outputs"][0, 0, :, -1].sum(dim=0), record["residual"][-1, 0, -1]
+        weights = record["weights"][0, 0, :, -1]  # (H, T) of the last word in the first layer
+        outputs = (weights[:, None] @ record["v"][0, 0])[:, 0]  # (H, d)
+        return weights, outputs, record["head_outputs"][0, 0, :, -1].sum(dim=0), record["residual"][-1, 0, -1]
 
     blind, blind_swapped = look(ids, nowhere), look(swapped, nowhere)
     seeing, seeing_swapped = look(ids, places), look(swapped, places)
+    head = int((seeing[1] - seeing_swapped[1]).abs().amax(dim=-1).argmax())
 
     def change(one: tuple[Tensor, ...], other: tuple[Tensor, ...], part: int) -> float:
         return float((one[part] - other[part]).abs().max())
 
     return SwapTest(
+        head=head,
         tokens_before=tiny_lm.tokens(ids[0]),
         tokens_after=tiny_lm.tokens(swapped[0]),
-        weights_before=blind[0],
-        weights_after=blind_swapped[0],
-        output_before=blind[1],
-        output_after=blind_swapped[1],
-        rope_weights_before=seeing[0],
-        rope_weights_after=seeing_swapped[0],
-        rope_output_before=seeing[1],
-        rope_output_after=seeing_swapped[1],
+        weights_before=blind[0][head],
+        weights_after=blind_swapped[0][head],
+        output_before=blind[1][head],
+        output_after=blind_swapped[1][head],
+        rope_weights_before=seeing[0][head],
+        rope_weights_after=seeing_swapped[0][head],
+        rope_output_before=seeing[1][head],
+        rope_output_after=seeing_swapped[1][head],
         change_without=change(blind, blind_swapped, 2),
         change_with=change(seeing, seeing_swapped, 2),
         change_last_without=change(blind, blind_swapped, 3),
@@ -439,11 +490,22 @@ def _long_run(model: Any, config: Config, inv_freq: Tensor) -> dict[str, Any]:
         return losses[:, : blocks * LINE].reshape(-1, blocks, LINE)[:, :, 1:].mean(dim=(0, 2))
 
     measured = {name: by_line(tiny_lm.token_losses(model, text.ids, **how)) for name, how in runs.items()}
+    middles = torch.arange(blocks) * float(LINE) + LINE / 2
+
+    def slow_hand(inv_freq: Tensor) -> Tensor:
+        angles = rope_angles(middles, inv_freq[-1:]).float()  # (blocks, 1)
+        return torch.stack([angles.cos(), angles.sin()], dim=-1)
+
+    trained = SHOWN_DISTANCES - 1
     return {
         **measured,
+        "trained_arc": torch.tensor([0.0, trained * float(inv_freq[-1])]),
+        "slow_hand_none": slow_hand(inv_freq),
+        "slow_hand_linear": slow_hand(inv_freq / config.scale),
+        "slow_hand_ntk": slow_hand(ntk),
         "loss_floor": by_line(text.surprisal),
-        "loss_positions": torch.arange(blocks) * float(LINE) + LINE / 2,
-        "train_length": SHOWN_DISTANCES - 1,
+        "loss_positions": middles,
+        "train_length": trained,
         "inv_freq_linear": (inv_freq / config.scale).float(),
         "inv_freq_ntk": ntk.float(),
     }

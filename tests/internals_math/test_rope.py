@@ -179,6 +179,7 @@ def test_gradients_pass_through_with_their_length_unchanged():
         (lambda: ntk_scaled_base(1e4, 2, 4), "head_dim must be even and at least 4"),
         (lambda: permute_interleaved_to_half(torch.ones(6, 2), 4), "rows .6. must be an even number"),
         (lambda: Config(key_index=9, query_index=7), "key_index <= query_index"),
+        (lambda: Config(prompt="one day the old dragon found a"), "'dragon' is not one of the 112 words"),
         (lambda: Config(prompt="one day"), "prompt must have 6 to 12 words, got 2"),
         (lambda: Config(base=1), "base must be in 2..10000000"),
     ],
@@ -227,10 +228,11 @@ def test_shifting_the_whole_text_changes_the_logits_by_rounding_only(shown):
 def test_without_positions_the_first_layer_is_blind_to_order_and_later_layers_are_not(shown):
     test = shown.swap_test
     assert test.change_without < 1e-6
-    assert test.change_with > 0.01
+    assert test.change_with > 0.5
     assert test.change_last_without > 0.01  # the causal mask leaks order
     swapped = test.weights_before.clone()
-    swapped[[4, 5]] = swapped[[5, 4]]
+    first, second = rope.SWAPPED
+    swapped[[first, second]] = swapped[[second, first]]
     torch.testing.assert_close(test.weights_after, swapped)
 
 
@@ -242,3 +244,41 @@ def test_the_loss_rises_beyond_the_trained_positions_and_an_ntk_base_holds_longe
     assert shown.loss_none[beyond].mean() > 2 * shown.loss_none[inside].mean()
     assert shown.loss_ntk[middle].mean() < shown.loss_none[middle].mean()
     assert (shown.loss_linear > shown.loss_none).all()  # slowing every hand without training hurts this model
+
+
+def test_the_word_that_stands_in_the_place_gets_the_weight_once_positions_are_on(shown):
+    test = shown.swap_test
+    place = rope.SWAPPED[1]
+    assert (test.tokens_before[place], test.tokens_after[place]) == ("cat", "fox")
+    assert test.rope_weights_before.argmax() == test.rope_weights_after.argmax() == place
+
+
+def test_moving_one_word_alone_opens_the_wedge_and_changes_the_score(shown):
+    torch.testing.assert_close(shown.score_apart, shown.score_by_distance[2:5], atol=1e-4, rtol=0)
+    steps = shown.apart_angles[1:, 0] - shown.apart_angles[:-1, 0]
+    torch.testing.assert_close(steps, torch.rad2deg(torch.ones_like(steps)))  # one radian a word
+    assert (shown.score_apart[1:] < shown.score_apart[:-1] - 1).all()
+
+
+def test_the_fine_waves_pass_through_the_contributions_of_whole_distances(shown):
+    torch.testing.assert_close(shown.waves[:, :: rope.STEPS_PER_WORD], shown.contributions)
+    torch.testing.assert_close(shown.wave_sums[-1, :: rope.STEPS_PER_WORD], shown.score_by_distance)
+
+
+def test_the_scores_of_the_shifted_text_are_those_of_the_text_to_rounding(shown):
+    assert shown.shifted_positions[-1].tolist() == list(range(1000, 1000 + len(shown.tokens)))
+    difference = shown.score_matrix_shifted - shown.score_matrix_rope
+    assert 0 < difference.abs().max() < 1e-3
+
+
+def test_slowed_down_the_slowest_hand_stays_within_the_angles_it_was_trained_on(shown):
+    low, high = shown.trained_arc.tolist()
+    assert (low, high) == (0, pytest.approx(64 / 10**1.5))
+
+    def reached(hand):
+        return torch.atan2(hand[-1, 0, 1], hand[-1, 0, 0]) % (2 * math.pi)
+
+    assert not low <= reached(shown.slow_hand_none) - 1e-6 <= high or shown.loss_positions[-1] / 10**1.5 > high
+    for hand in (shown.slow_hand_linear, shown.slow_hand_ntk):
+        assert low <= reached(hand) <= high
+        torch.testing.assert_close(hand.norm(dim=-1), torch.ones(len(hand), 1))
