@@ -294,6 +294,7 @@ class Trace(TopicTrace):
     scores: Float[Tensor, "S T"]  # q · k / sqrt(d); NaN beyond the context
     weights: Float[Tensor, "S T"]
     outputs: Float[Tensor, "S d"]
+    most_attended: tuple[str, ...]  # S: the token with the largest weight of each pass
     logits_cached: Float[Tensor, "S V"]
     logits_uncached: Float[Tensor, "S V"]
     max_abs_diff_logits: float
@@ -388,6 +389,7 @@ def trace(config: Config) -> Trace:
         scores=seen["scores"],
         weights=seen["weights"],
         outputs=seen["outputs"],
+        most_attended=tiny_lm.tokens(cached.sequences[0, seen["weights"].nan_to_num().argmax(dim=1)].tolist()),
         logits_cached=cached.step_logits[:, 0],
         logits_uncached=uncached.step_logits[:, 0],
         max_abs_diff_logits=float((cached.step_logits - uncached.step_logits).abs().max()),

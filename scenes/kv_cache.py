@@ -231,18 +231,21 @@ class KVCache(TopicScene):
     @chapter("A new question over the same memory")
     def same_memory(self):
         """Only the query is new. The memory is the same."""
-        stage = MemoryStage(self.trace)
+        first = 1  # the first pass after the prefill
+        stage = MemoryStage(self.trace, first)
         self.say("The newest word turns into one query and asks every kept key.")
         titles = [
-            Label(words, color=color, bold=True).move_to([grid.get_center()[0], -2.3, 0])
+            Label(words, color=color, bold=True).move_to([grid.get_center()[0], -2.58, 0])
             for words, color, grid in (
                 ("kept keys", theme.KEY, stage.keys), ("kept values", theme.VALUE, stage.values)
             )
         ]  # fmt: skip
         self.play(FadeIn(*stage.parts(), *titles), run_time=theme.MOVE)
-        self.ask(stage, 0, pace=1.0, explain=True)
+        self.ask(stage, first, pace=1.0, explain=True)
         self.say("Only the query is new. The memory is the same.")
-        for step in range(1, min(3, len(self.trace.contexts))):
+        for step in range(first + 1, len(self.trace.contexts)):
+            if step == first + 2:
+                self.say("It grows by one row with every word that is written.")
             self.grow(stage, step)
             self.ask(stage, step, pace=0.42)
         self.hold(theme.HOLD)
@@ -250,14 +253,15 @@ class KVCache(TopicScene):
     @loop
     def one_step(self):
         """One decode step, from the query to the row that is added."""
-        stage = MemoryStage(self.trace, row_height=0.6, top=2.55)
+        step = 1  # the first pass after the prefill
+        stage = MemoryStage(self.trace, step, row_height=0.56, top=2.6)
         self.add(*stage.parts())
         self.hold(0.3)
-        self.ask(stage, 0, pace=0.62)
-        self.grow(stage, 1)
+        self.ask(stage, step, pace=0.6)
+        self.grow(stage, step + 1)
         self.hold(0.3)
-        last = int(self.trace.contexts[1]) - 1
-        self.play(*(part.animate.hide(last) for part in stage.parts()), run_time=0.5)
+        row = int(self.trace.contexts[step + 1]) - 1
+        self.play(*(part.animate.hide(row) for part in stage.parts()), run_time=0.5)
 
     def ask(self, stage: "MemoryStage", step: int, *, pace: float, explain: bool = False) -> None:
         """Sweep one query over the keys, turn the scores into weights, and mix the values."""
@@ -284,7 +288,8 @@ class KVCache(TopicScene):
         weights = trace.weights[step, :rows]
         self.play(scores.animate.set_values(weights, limit=1.0, signed=False), run_time=0.9 * pace)
         if explain:
-            self.say("The shares mix the kept values into one output.")
+            newest, most = trace.tokens[rows - 1], trace.most_attended[step]
+            self.say(f"“{newest}” looks mostly at “{most}”. The shares mix the values.")
         shares = stage.values.copy().weigh_rows(trace.weights[step, : stage.values.rows])
         self.play(stage.values.animate.become(shares), run_time=0.6 * pace)
         output = stage.output(step)
@@ -437,12 +442,11 @@ class KVCache(TopicScene):
 class MemoryStage:
     """The picture of chapter 4 and of the loop: kept keys on the left, kept values on the right."""
 
-    def __init__(self, trace, *, row_height: float = 0.385, top: float = 2.1) -> None:
+    def __init__(self, trace, step: int, *, row_height: float = 0.385, top: float = 2.1) -> None:
         self.trace = trace
         self.cell = (0.58, row_height)
         self.head = top + 0.37 + row_height / 2  # height of the query and of the output
-        first = int(trace.contexts[0])
-        new_rows = slice(first, None)
+        new_rows = slice(int(trace.contexts[step]), None)
         self.keys = TensorGrid(trace.keys, cell=self.cell, role="KEY").move_to([-3.0, 0, 0]).align_to([0, top, 0], UP)
         self.values = TensorGrid(trace.values, cell=self.cell, role="VALUE").move_to([4.25, 0, 0])
         self.values.align_to(self.keys, UP)

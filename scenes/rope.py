@@ -153,7 +153,7 @@ class RoPE(TopicScene):
         self.say("Move both words together and the score stays put.")
         plane.clear_ghosts()
         self.spin(plane, panel, start=3, run_time=6.0)
-        self.hold(0.6)
+        self.hold(0.5)
         law = Formula(
             "{{ tilde(q)_m : query }} dot {{ tilde(k)_n : key }} = {{ q : query }}^top R_(n - m) {{ k : key }}",
             size=0.27, query="QUERY", key="KEY",
@@ -241,7 +241,7 @@ class RoPE(TopicScene):
         self.play(FadeIn(*planes, *speeds), run_time=theme.MOVE)
         self.play(FadeIn(position, *turns), run_time=theme.QUICK)
         self.say("Fast hands see neighbors, slow hands see far away.")
-        even = {"rate_func": linear, "run_time": 6.5}
+        even = {"rate_func": linear, "run_time": 6.0}
         self.play(
             *(TurnThrough(plane, trace.q_turned[:, pair], **even) for pair, plane in enumerate(planes)),
             *(StepThrough(turn, trace.turns[:, pair], (0, 0), **even) for pair, turn in enumerate(turns)),

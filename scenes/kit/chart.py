@@ -25,8 +25,22 @@ class Curve:
     parts: tuple[tuple[str, str], ...]  # traced parts of the label
     fill: bool
     dash: tuple[float, ...] | None
-    line: float
+    line: float  # width; 0 draws the points alone
     label_shift: float
+    dots: float = 0.0  # radius of a dot at every point
+    low: Traced | None = None  # the spread around the curve
+    high: Traced | None = None
+    whiskers: bool = False  # a stroke at every point in place of a band
+
+
+@dataclass(frozen=True)
+class Level:
+    """A traced value that holds for the whole width: a limit, a floor, a line to beat."""
+
+    value: Traced
+    role: str
+    label: str
+    parts: tuple[tuple[str, str], ...]
 
 
 class Chart(Picture):
@@ -34,7 +48,7 @@ class Chart(Picture):
 
     Args:
         width, height: of the plotting area; ticks and labels stand outside it.
-        x, y: ranges (first, last). A y axis that does not start at zero says so by its ticks.
+        x, y: ranges (first, last). A linear y axis that starts above zero wears a break mark.
         x_ticks, y_ticks: where to put marks; they are part of the instrument, not of the data.
         x_label, y_label: words for what is measured, with the unit.
         x_format, y_format: how ticks are written.
@@ -69,6 +83,7 @@ class Chart(Picture):
         self.x_format, self.y_format = x_format, y_format
         self.log_x, self.log_y = log_x, log_y
         self.curves: tuple[Curve, ...] = ()
+        self.levels: tuple[Level, ...] = ()
         self.heights: tuple[np.ndarray, ...] = ()  # y of each curve as drawn now
         self.drawn = np.zeros(0)  # share of each curve that is drawn
         self.shown = np.zeros(0)  # opacity of each curve
@@ -85,20 +100,38 @@ class Chart(Picture):
         dash: Sequence[float] | None = None,
         line: float = theme.LINE,
         label_shift: float = 0.0,
+        dots: float = 0.0,
+        spread: tuple[Traced, Traced] | None = None,
+        whiskers: bool = False,
         drawn: float = 1.0,
     ) -> int:
-        """Add a curve and return its number; `drawn=0` then `.animate.draw_curve(number)` draws it live."""
+        """Add a curve and return its number; `drawn=0` then `.animate.draw_curve(number)` draws it live.
+
+        Args:
+            fill: fill the area down to the foot of the chart.
+            dots: radius of a dot at every point; with `line=0` there are only the dots.
+            spread: traced (low, high) around the curve, as a band or as `whiskers`.
+        """
         x, y = require_traced(x, "Chart"), require_traced(y, "Chart")
-        if x.shape != y.shape or x.ndim != 1:
-            raise ValueError(f"a curve needs x and y of one equal length, got shapes {x.shape} and {y.shape}")
+        low, high = (None, None) if spread is None else (require_traced(part, "Chart") for part in spread)
+        shapes = [part.shape for part in (x, y, low, high) if part is not None]
+        if x.ndim != 1 or len(set(shapes)) > 1:
+            raise ValueError(f"a curve needs x and y of one equal length, got shapes {', '.join(map(str, shapes))}")
         read = read_text(label)
         pattern = tuple(dash) if dash else None
-        self.curves = (*self.curves, Curve(x, y, role, read.plain, read.parts, fill, pattern, line, label_shift))
+        style = (role, read.plain, read.parts, fill, pattern, line, label_shift, dots)
+        self.curves = (*self.curves, Curve(x, y, *style, low, high, whiskers))
         self.heights = (*self.heights, np.asarray(y, dtype=float))
         self.drawn = np.append(self.drawn, drawn)
         self.shown = np.append(self.shown, 1.0)
         self.rider = np.append(self.rider, np.nan)
         return len(self.curves) - 1
+
+    def level(self, value: Traced, *, role: str = "REFERENCE", label: str = "") -> Self:
+        """Draw a dashed line across the chart at a traced value, with a label at its end."""
+        read = read_text(label)
+        self.levels = (*self.levels, Level(require_traced(value, "Chart.level"), role, read.plain, read.parts))
+        return self
 
     def set_curve(self, number: int, y: Traced) -> Self:
         """Let a curve take other heights; it glides there."""
@@ -155,12 +188,15 @@ class Chart(Picture):
     # -- drawing ----------------------------------------------------------------------------------------------------
 
     def blend(self, start: "Chart", end: "Chart", alpha: float) -> None:
-        self.curves = start.curves if alpha < 0.5 else end.curves
+        nearer = start if alpha < 0.5 else end
+        self.curves, self.levels = nearer.curves, nearer.levels
         pairs = zip(start.heights, end.heights, strict=True)
         self.heights = tuple(a if a is b else a + (b - a) * alpha for a, b in pairs)
 
     def draw(self, painter: Painter) -> None:
         self._draw_axes(painter)
+        for level in self.levels:
+            self._draw_level(painter, level)
         for number, curve in enumerate(self.curves):
             if self.shown[number] > 0 and self.drawn[number] > 0:
                 self._draw_curve(painter, number, curve)
@@ -180,37 +216,79 @@ class Chart(Picture):
                 painter.polyline([(x, -half_h), (x, -half_h - 0.08)], stroke=theme.MUTED, line=theme.HAIRLINE)
                 text = _tick_text(tick, self.x_format)
                 painter.text(text, x, -half_h - 0.18 - numbers.size, numbers, color=theme.MUTED)
-        painter.polyline([(-half_w, -half_h), (half_w, -half_h)], stroke=theme.MUTED, line=theme.HAIRLINE)
+        self._draw_baseline(painter)
         painter.text(self.y_label, -half_w, half_h + 0.24, words, color=theme.MUTED, align=0)
         painter.text(self.x_label, 0, -half_h - 0.62, words, color=theme.MUTED)
 
+    def _draw_baseline(self, painter: Painter) -> None:
+        """Draw the x axis: at zero where zero is in sight, else at the foot, broken if zero lies below it."""
+        half_w, foot = self.local_width / 2, -self.local_height / 2
+        low, high = self.y_range
+        y = float(self._y(0.0)) if not self.log_y and low < 0 < high else foot
+        painter.polyline([(-half_w, y), (half_w, y)], stroke=theme.MUTED, line=theme.HAIRLINE)
+        if not self.log_y and low > 0:
+            for x in (-half_w + 0.14, -half_w + 0.24):
+                painter.polyline([(x - 0.05, foot - 0.09), (x + 0.05, foot + 0.09)], stroke=theme.MUTED)
+
+    def _draw_level(self, painter: Painter, level: Level) -> None:
+        half_w, half_h, y = self.local_width / 2, self.local_height / 2, float(self._y(float(level.value)))
+        if abs(y) <= half_h + 1e-6:
+            color = getattr(theme, level.role)
+            painter.polyline([(-half_w, y), (half_w, y)], stroke=color, line=theme.LINE, dash=(0.12, 0.1))
+            style = Style(theme.LABEL, bold=True)
+            painter.text(level.label, half_w + 0.2, y - 0.37 * style.size, style, color=color, align=0)
+
     def _draw_curve(self, painter: Painter, number: int, curve: Curve) -> None:
-        xs, ys = np.asarray(curve.x, dtype=float), self.heights[number]
         opacity, role = float(self.shown[number]), getattr(theme, curve.role)
-        points = _upto(np.stack([self._x(xs), self._y(ys)], axis=1), float(self.drawn[number]))
-        if len(points) < 2:
+        share = float(self.drawn[number])
+        points = _upto(self._points(curve.x, self.heights[number]), share)
+        if not len(points):
             return
-        low, high = -self.local_height / 2, self.local_height / 2
-        clipped = points.copy()
-        clipped[:, 1] = np.clip(points[:, 1], low, high + 0.3)
-        if curve.fill:
-            ground = [(clipped[-1, 0], low), (clipped[0, 0], low)]
-            painter.polyline([*clipped, *ground], fill=role, closed=True, opacity=0.28 * opacity)
-        painter.polyline(clipped, stroke=role, line=curve.line, dash=curve.dash, opacity=opacity)
-        end = clipped[-1]
-        if curve.label and self.drawn[number] > 0.97:
+        foot = -self.local_height / 2
+        if curve.low is not None and curve.high is not None:
+            self._draw_spread(painter, curve, role, opacity)
+        if curve.fill and len(points) > 1:
+            ground = [(points[-1, 0], foot), (points[0, 0], foot)]
+            painter.polyline([*points, *ground], fill=role, closed=True, opacity=0.28 * opacity)
+        if curve.line > 0 and len(points) > 1:
+            painter.polyline(points, stroke=role, line=curve.line, dash=curve.dash, opacity=opacity)
+        if curve.dots > 0:
+            reached = points[-1, 0] + 1e-6 if share < 1 else math.inf
+            for x, y in self._points(curve.x, self.heights[number]):
+                if x <= reached and not math.isnan(y):
+                    painter.circle(x, y, curve.dots, fill=role, opacity=opacity)
+        end = points[-1]
+        if curve.label and share > 0.97:
             style = Style(theme.LABEL, bold=True)
             y = end[1] - style.size * 0.37 + curve.label_shift
             painter.text(curve.label, end[0] + 0.2, y, style, color=role, align=0, opacity=opacity)
         if not math.isnan(self.rider[number]):
-            x, y = _upto(np.stack([self._x(xs), self._y(ys)], axis=1), float(self.rider[number]))[-1]
+            x, y = _upto(self._points(curve.x, self.heights[number]), float(self.rider[number]))[-1]
             painter.circle(float(x), float(y), 0.1, fill=role, stroke=theme.BACKGROUND, line=0.03)
+
+    def _draw_spread(self, painter: Painter, curve: Curve, role: str, opacity: float) -> None:
+        low, high = (self._points(curve.x, np.asarray(edge, dtype=float)) for edge in (curve.low, curve.high))
+        if not curve.whiskers:
+            painter.polyline([*low, *high[::-1]], fill=role, closed=True, opacity=0.22 * opacity)
+            return
+        for (x, bottom), (_, top) in zip(low, high, strict=True):
+            painter.polyline([(x, bottom), (x, top)], stroke=role, line=theme.HAIRLINE, opacity=opacity)
+            for y in (bottom, top):
+                painter.polyline([(x - 0.06, y), (x + 0.06, y)], stroke=role, line=theme.HAIRLINE, opacity=opacity)
+
+    def _points(self, x: Traced, heights: np.ndarray) -> np.ndarray:
+        """Return the local points of a curve, held inside the chart's height."""
+        ys = np.clip(self._y(heights), -self.local_height / 2, self.local_height / 2 + 0.3)
+        return np.stack([self._x(np.asarray(x, dtype=float)), ys], axis=1)
 
     def ledger(self) -> list[tuple[str, str]]:
         entries: list[tuple[str, str]] = []
+        for level in self.levels:
+            entries += [("level", level.value.origin), *level.parts]
         for curve, drawn, shown in zip(self.curves, self.drawn, self.shown, strict=True):
             if drawn > 0 and shown > 0:
                 entries += [("curve", f"{curve.y.origin} over {curve.x.origin}"), *curve.parts]
+                entries += [("spread", edge.origin) for edge in (curve.low, curve.high) if edge is not None]
         return entries
 
 

@@ -44,7 +44,7 @@ def test_captions_can_be_read_and_end_before_the_chapter_does(whole, slug, unit)
     for caption, end in zip(scene.captions, ends, strict=False):
         seconds = caption.end - caption.start
         assert len(caption.text) / seconds <= theme.READING_SPEED, caption
-        assert seconds >= 1
+        assert 1 <= seconds <= theme.LONGEST_CAPTION + 0.1, caption
         assert caption.end <= end
 
 
