@@ -152,6 +152,19 @@ def cache_with(*states):
             "the cache holds torch.float32, got torch.float64",
         ),
         (lambda: cache_with().crop(-1), "max_length must be at least 0, got -1"),
+        (
+            lambda: KVCache(2).update(state(), state(length=4), 0),
+            r"the same shape, got \(1, 2, 3, 4\) and \(1, 2, 4, 4\)",
+        ),
+        (
+            lambda: greedy_generate(tiny_lm.load("base"), IDS[:, :4], 0, use_cache=True),
+            "max_new_tokens must be at least 1",
+        ),
+        (lambda: key_changes(tiny_lm.load("base"), IDS[:, :4], 4, causal=True), r"split must be in 1\.\.3, got 4"),
+        (lambda: generation_flops(ModelShape("m", 1, 2, 1, 1, 2, 2, 2), 4, 0, use_cache=True), "got 4 and 0"),
+        (lambda: kv_cache_bytes(1, 1, 1, -1), "seq_len must be at least 0"),
+        (lambda: kv_cache_bytes(1, 1, 1, 1, 0), "batch_size at least 1, got 1 and 0"),
+        (lambda: decode_attention_intensity(4, 4, 0), "bytes_per_element must be at least 1, got 0"),
         (lambda: kv_cache_bytes_per_token(0, 1, 1), "num_hidden_layers must be at least 1, got 0"),
         (lambda: decode_attention_intensity(12, 5), r"num_attention_heads \(12\) must be divisible"),
         (lambda: recompute_counts(0, 1), "must be at least 1 each, got 0 and 1"),
@@ -161,6 +174,7 @@ def cache_with(*states):
         (lambda: Config(context_length=0), r"context_length must be in 1\.\.131072, got 0"),
     ],
 )
+@pytest.mark.usefixtures("plain_python")
 def test_wrong_input_is_refused_with_the_reason(call, message):
     with pytest.raises(ValueError, match=message):
         call()

@@ -184,6 +184,7 @@ def test_gradients_pass_through_with_their_length_unchanged():
         (lambda: Config(base=1), "base must be in 2..10000000"),
     ],
 )
+@pytest.mark.usefixtures("plain_python")
 def test_wrong_input_is_refused_with_the_reason(call, message):
     with pytest.raises(ValueError, match=message):
         call()
