@@ -18,9 +18,9 @@ import click
 from scenes import series
 from scripts.pipeline.errors import UserError, WrongUse
 from scripts.pipeline.manifest import FORMATS
+from scripts.pipeline.quality import QUALITIES
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
-QUALITY_NAMES = ("l", "m", "h", "p", "k")
 THEME_NAMES = ("dark", "light")
 
 
@@ -45,7 +45,7 @@ def _list_of(allowed: tuple[str, ...]) -> Callable[..., tuple[str, ...]]:
         names = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
         unknown = [name for name in names if name not in allowed]
         if unknown or not names:
-            fail(f"--{parameter.name} takes {', '.join(allowed)} separated by commas, got {text!r}")
+            fail(f"{parameter.opts[0]} takes {', '.join(allowed)} separated by commas, got {text!r}")
         return names
 
     return parse
@@ -53,7 +53,7 @@ def _list_of(allowed: tuple[str, ...]) -> Callable[..., tuple[str, ...]]:
 
 def _quality(default: str) -> Callable[[_Command], _Command]:
     return click.option(
-        "-q", "--quality", type=click.Choice(QUALITY_NAMES), default=default, show_default=True,
+        "-q", "--quality", type=click.Choice(list(QUALITIES)), default=default, show_default=True,
         help="l 480p15, m 720p30, h 1080p60, p 1440p60, k 2160p60",
     )  # fmt: skip
 
@@ -151,7 +151,7 @@ def render(
     from scripts.pipeline.jobs import Request
 
     make = "topic" if chapter is None else "clip"
-    request = Request(make, quality, themes, settings, chapter, formats, jobs, out, fresh)
+    request = Request(make, QUALITIES[quality], themes, settings, chapter, formats, jobs, out, fresh)
     results = _run(slugs, request)
     if as_json:
         click.echo(json.dumps([_result_json(result) for result in results], indent=1))
@@ -195,7 +195,7 @@ def gif(
     from scripts.pipeline.jobs import Request
 
     options = {"width": width, "frame_rate": int(fps)}
-    results = _run((topic,), Request("gif", "h", themes, settings, chapter, (), jobs, out, fresh, options))
+    results = _run((topic,), Request("gif", QUALITIES["h"], themes, settings, chapter, (), jobs, out, fresh, options))
     if as_json:
         click.echo(json.dumps(_result_json(results[0]), indent=1))
     else:
@@ -246,7 +246,7 @@ def sheet(
 
     options = {"columns": columns, "stills": stills, "every": every}
     results = _run(
-        (topic,), Request("sheet", quality, themes, settings, chapter, ("sheet",), jobs, out, fresh, options)
+        (topic,), Request("sheet", QUALITIES[quality], themes, settings, chapter, ("sheet",), jobs, out, fresh, options)
     )
     _print_files(results)
     _end_with_failures(results)

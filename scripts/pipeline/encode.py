@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from fractions import Fraction
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,20 @@ from manim.scene.scene_file_writer import SceneFileWriter
 
 from scripts.pipeline.quality import Quality
 
-VIDEO_OPTIONS = {"crf": "17", "preset": "veryfast", "tune": "animation"}
+# Measured on a chapter at 720p50: SSIM as x264's default (0.996), two thirds of its time, a sixth more bytes.
+VIDEO_OPTIONS = {"crf": "20", "preset": "veryfast", "bf": "8", "refs": "4", "rc-lookahead": "40"}
 LOSSLESS_OPTIONS = {"crf": "0", "preset": "veryfast"}
 BT709 = 1
+
+
+@cache
+def steady_x264() -> dict[str, str]:
+    """Return the x264 options that give the same bytes in every run: its AVX-512 code reads beyond its data."""
+    try:
+        has_avx512 = "avx512" in Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return {}
+    return {"x264-params": "asm=AVX2"} if has_avx512 else {}
 
 
 class Encoder:
@@ -34,7 +46,7 @@ class Encoder:
         self.container = av.open(str(path), "w", format="mp4", options={"fflags": "+bitexact"})
         codec = "libx264rgb" if lossless else "libx264"
         options = LOSSLESS_OPTIONS if lossless else VIDEO_OPTIONS
-        self.stream: Any = self.container.add_stream(codec, rate=quality.frame_rate, options=dict(options))
+        self.stream: Any = self.container.add_stream(codec, rate=quality.frame_rate, options=options | steady_x264())
         self.stream.width, self.stream.height = quality.width, quality.height
         self.stream.pix_fmt = "rgb24" if lossless else "yuv420p"
         context = self.stream.codec_context
@@ -137,3 +149,9 @@ def read_stills(path: Path, times: list[float]) -> list[np.ndarray]:
                 return stills
             shown = frame
     return stills + ([shown.to_ndarray(format="rgb24")] * len(waiting) if shown is not None else [])
+
+
+def video_width(path: Path) -> int:
+    """Return the width of a video in pixels."""
+    with av.open(str(path)) as container:
+        return container.streams.video[0].width

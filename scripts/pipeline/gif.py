@@ -10,32 +10,37 @@ import numpy as np
 from PIL import Image
 
 from scripts.pipeline import ffmpeg
-from scripts.pipeline.encode import read_frames
+from scripts.pipeline.encode import read_frames, steady_x264, video_width
 
 GIF_WIDTH = 640
 FRAME_RATES = (10, 20, 25)  # a GIF's delays are whole hundredths of a second; others would stutter
 EXACT_COLORS = 208  # the most frequent colors are kept to the bit; the rest of the palette serves the edges
 
 
-def write_gif(master: Path, target: Path, *, width: int = GIF_WIDTH, frame_rate: int = 20) -> bool:
+def write_gif(master: Path, target: Path, *, width: int = GIF_WIDTH, frame_rate: int = 25) -> bool:
     """Write a GIF with one palette for the whole loop; returns whether gifsicle could make it smaller.
 
+    Args:
+        master: lossless video.
+        target: file to write.
+        width: pixels, at most those of the master.
+        frame_rate: one of FRAME_RATES.
+
     Raises:
-        ValueError: a frame rate that GIF delays cannot hold, or a width below 64.
+        ValueError: a frame rate that the delays of a GIF cannot hold.
         UserError: ffmpeg is missing or failed.
     """
     if frame_rate not in FRAME_RATES:
         raise ValueError(f"the frame rate of a GIF must be one of {', '.join(map(str, FRAME_RATES))}, got {frame_rate}")
-    if width < 64:
-        raise ValueError(f"width must be at least 64, got {width}")
+    width = min(width, video_width(master))
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         small, colors, raw = (Path(folder) / name for name in ("small.mp4", "palette.png", "loop.gif"))
         ffmpeg.scaled(master, small, frame_rate=frame_rate, width=width)
         Image.fromarray(palette_of(small)).save(colors)
-        ffmpeg.gif_with_palette(master, colors, raw, frame_rate=frame_rate, width=width)
+        ffmpeg.gif_with_palette(small, colors, raw)
         gifsicle = shutil.which("gifsicle")
         if gifsicle:
-            subprocess.run([gifsicle, "-O3", "--no-warnings", str(raw), "-o", str(raw)], check=False)
+            subprocess.run([gifsicle, "-O3", "--no-warnings", str(raw), "-o", str(raw)], check=True)
         raw.replace(target)
     return gifsicle is not None
 
@@ -61,21 +66,23 @@ def palette_of(video: Path) -> np.ndarray:
 
 def write_webp(master: Path, target: Path, *, width: int = GIF_WIDTH) -> None:
     """Write an animated WebP."""
-    settings = {"vf": f"scale={width}:-2:flags=area", "c:v": "libwebp_anim", "quality": 82, "loop": 0, "f": "webp"}
+    width = min(width, video_width(master))
+    settings = {
+        "vf": f"fps=25,scale={width}:-2:flags=area",
+        "c:v": "libwebp_anim",
+        "quality": 82,
+        "loop": 0,
+        "f": "webp",
+    }
     ffmpeg.convert(master, target, settings)
 
 
 def write_loop_mp4(master: Path, target: Path) -> None:
-    """Write a muted MP4 that starts at once."""
-    settings = {
-        "c:v": "libx264",
-        "pix_fmt": "yuv420p",
-        "crf": 18,
-        "preset": "slow",
-        "movflags": "+faststart",
-        "f": "mp4",
-    }
-    ffmpeg.convert(master, target, {"vf": "scale=out_color_matrix=bt709", **settings, "an": None})
+    """Write a silent MP4 that starts at once."""
+    color = {"vf": "scale=out_color_matrix=bt709:out_range=tv", "pix_fmt": "yuv420p", "color_range": "tv"}
+    color |= {"colorspace": "bt709", "color_primaries": "bt709", "color_trc": "bt709"}
+    settings = {"c:v": "libx264", "crf": 18, "preset": "slow", "threads": 1, "movflags": "+faststart", "f": "mp4"}
+    ffmpeg.convert(master, target, {**color, **settings, **steady_x264(), "fflags": "+bitexact"})
 
 
 def _unpack(color: int) -> tuple[int, int, int]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from scenes.series import Topic
 from scripts.pipeline.manifest import FORMATS
-from scripts.pipeline.quality import Quality
+from scripts.pipeline.quality import QUALITIES, Quality
 from scripts.pipeline.units import UnitJob
 
 
@@ -15,7 +15,7 @@ class Request:
     """What a user asked for."""
 
     make: str = "topic"  # or "clip", "sheet", "gif"
-    quality: str | Quality = "h"
+    quality: Quality = QUALITIES["h"]
     themes: tuple[str, ...] = ("dark",)
     settings: tuple[str, ...] = ()  # name=value
     chapter: str | None = None  # a number from 1 on, or a name; None = the whole topic

@@ -22,7 +22,6 @@ from scenes import series
 from scripts.pipeline import ffmpeg, manifest, units
 from scripts.pipeline.errors import WrongUse
 from scripts.pipeline.jobs import Failure, Request, TopicPlan, TopicResult, run_task
-from scripts.pipeline.quality import QUALITIES
 from scripts.pipeline.units import LOOP, PROGRESS_NOTE, RenderedUnit, UnitJob
 
 USUAL_SECONDS = {units.OPENING: 5.0, units.ENDING: 8.0, LOOP: 6.0}
@@ -265,8 +264,10 @@ def _is_unchanged(topic: _Topic, request: Request) -> bool:
     """Take a topic's files from an earlier render if nothing has changed since."""
     if request.make != "topic" or request.fresh:
         return False
-    quality = QUALITIES[request.quality] if isinstance(request.quality, str) else request.quality
-    wanted = manifest.request_hash(topic.topic, quality, request.settings, request.formats)
+    try:
+        wanted = manifest.request_hash(topic.topic, request.quality, request.settings, request.formats)
+    except (ValueError, SyntaxError):
+        return False  # its code cannot be read; the worker will say why
     found = [manifest.unchanged_files(topic.folder, theme, wanted) for theme in request.themes]
     if not all(found):
         return False

@@ -29,7 +29,7 @@ from scripts.pipeline import outputs, units
 from scripts.pipeline.encode import Encoder, UnitWriter, read_stills
 from scripts.pipeline.errors import UserError, WrongUse
 from scripts.pipeline.jobs import Failure, Request, TopicPlan
-from scripts.pipeline.quality import QUALITIES, loop_quality
+from scripts.pipeline.quality import loop_quality
 from scripts.pipeline.units import LOOP, RenderedUnit, UnitJob
 
 LOOP_STILLS = 8
@@ -76,7 +76,7 @@ def plan_topic(topic: Topic, request: Request, run: str) -> TopicPlan:
     except ValueError as error:
         raise WrongUse(str(error)) from error
     trace = trace_store.get(scene.core, config)
-    quality = QUALITIES[request.quality] if isinstance(request.quality, str) else request.quality
+    quality = request.quality
     jobs = []
     for name in names:
         lossless = name == LOOP or request.make == "gif"

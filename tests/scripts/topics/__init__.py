@@ -1,0 +1,1 @@
+"""Small topics for the tests of the pipeline. Importing one puts it into the registry."""
