@@ -251,6 +251,7 @@ class Config(TopicConfig):
 
     prompt: str = option(tiny_lm.PROMPT, "words of the story world, 2 to 12 of them")
     max_new_tokens: int = option(4, "words to write", minimum=2, maximum=8)
+    # Of the twelve heads, layer 1 head 0 shows most: its queries spread over several words and prefer different ones.
     layer: int = option(1, "decoder layer to show", minimum=0, maximum=2)
     head: int = option(0, "attention head to show", minimum=0, maximum=3)
     real_model: str = option("llama-2-7b", "the real model of the memory bill", choices=SHOWN_PRESETS)

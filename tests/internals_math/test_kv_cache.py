@@ -230,3 +230,35 @@ def test_another_prompt_and_head_are_traced_the_same_way():
     assert trace.keys.shape == (9, 8)
     assert trace.real_cache_bytes == 2**33
     assert trace.max_abs_diff_logits < 1e-4
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"prompt": "one day", "max_new_tokens": 8, "layer": 0, "head": 3},
+        {"prompt": "one day the old fox found a golden key in the well", "max_new_tokens": 2, "layer": 2},
+        {"real_model": "llama-2-70b", "context_length": 1, "batch_size": 256},
+        {"real_model": "mistral-7b", "context_length": 131_072, "batch_size": 256},
+        {"context_length": 4097},
+    ],
+)
+def test_every_corner_of_the_settings_can_be_traced(settings):
+    trace = kv_cache.trace(Config(**settings))
+    prompt, steps = len(trace.config.prompt.split()) + 1, trace.config.max_new_tokens
+    assert len(trace.tokens) == prompt + steps
+    assert trace.contexts.tolist() == list(range(prompt, prompt + steps))
+    for field in (trace.scores, trace.weights, trace.keys_recomputed[..., 0], trace.key_differences[..., 0]):
+        beyond = torch.arange(prompt + steps - 1) >= trace.contexts[:, None]
+        assert torch.equal(field.isnan(), beyond)
+    bill = trace.bill_bytes[-1, trace.real_row]
+    assert trace.bill_contexts[-1] == trace.config.context_length
+    assert (trace.bill_contexts.diff() > 0).all()
+    assert bill == trace.real_cache_bytes
+    assert trace.tiny_cache_bytes == kv_cache_bytes(3, 4, 8, prompt + steps - 1, bytes_per_element=4)
+
+
+def test_the_shown_head_spreads_its_weights_and_looks_at_several_words(shown):
+    weights = shown.weights.nan_to_num()
+    assert 0.2 < weights.amax(dim=1).min()
+    assert weights.amax(dim=1).max() < 0.8
+    assert len(set(weights.argmax(dim=1).tolist())) >= 3

@@ -284,3 +284,31 @@ def test_slowed_down_the_slowest_hand_stays_within_the_angles_it_was_trained_on(
     assert (angles(shown.slow_hand_none) > high).any()
     assert (angles(shown.slow_hand_linear) <= high).all()
     assert (angles(shown.slow_hand_ntk) <= high).all()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"prompt": "one day the old fox found", "query_index": 6, "key_index": 6, "shift_max": 1, "scale": 1},
+        {"prompt": "one day the old fox found a golden key in the well", "query_index": 12, "key_index": 0},
+        {"base": 1e7, "shift_max": 200, "layer": 0, "head": 3, "scale": 16},
+        {"base": 2},
+    ],
+)
+def test_every_corner_of_the_settings_can_be_traced(settings):
+    trace = rope.trace(Config(**settings))
+    assert trace.score_spread < 1e-4
+    distance = trace.config.query_index - trace.config.key_index
+    assert trace.score_by_distance[distance] == pytest.approx(float(trace.score_by_shift[0]), abs=1e-4)
+    plain, turned = (matrix.diagonal() for matrix in (trace.score_matrix_plain, trace.score_matrix_rope))
+    torch.testing.assert_close(turned, plain, atol=1e-4, rtol=0)  # a word is at distance 0 of itself
+    for value in trace.to_flat().values():
+        assert not isinstance(value, torch.Tensor) or torch.isfinite(value).all()
+
+
+def test_a_scale_of_one_changes_no_hand_and_no_loss():
+    trace = rope.trace(Config(scale=1))
+    torch.testing.assert_close(trace.inv_freq_ntk, trace.inv_freq)
+    torch.testing.assert_close(trace.inv_freq_linear, trace.inv_freq)
+    torch.testing.assert_close(trace.loss_ntk, trace.loss_none)
+    torch.testing.assert_close(trace.loss_linear, trace.loss_none)
