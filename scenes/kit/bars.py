@@ -30,7 +30,7 @@ class Bars(Picture):
         names: traced strings before the bars.
     """
 
-    animated = ("opacity", "amounts", "limit", "presence", "emphasis", "ink", "color", "zero")
+    animated = ("opacity", "amounts", "limit", "presence", "emphasis", "ink", "color", "zero", "places")
 
     def __init__(
         self,
@@ -60,6 +60,8 @@ class Bars(Picture):
         top = float(np.nanmax(np.abs(self.amounts))) if limit is None else float(limit)
         self.limit = np.array(top or 1.0)
         super().__init__(*((length, count * step) if direction == "right" else (count * step, length)))
+        self.places = np.arange(count, dtype=float)  # where each bar stands, in steps from the first
+        self.ghosts: Traced | None = None
         self.presence = np.ones(count)
         self.emphasis = np.ones(count)
         self.ink = np.array(1.0)
@@ -84,6 +86,23 @@ class Bars(Picture):
             self.limit = np.array(float(limit))
         if signed is not None:
             self.zero = np.array(0.5 if signed else 0.0)
+        return self
+
+    def reorder(self, places: Sequence[int] | Traced) -> Self:
+        """Let each bar go to another place, its name and its number with it: bar k stands at `places[k]`."""
+        count = len(self.amounts)
+        if sorted(int(place) for place in places) != list(range(count)):
+            raise ValueError(f"reorder needs each of the places 0 to {count - 1} once, got {list(places)}")
+        self.places = np.array([float(place) for place in places])
+        return self
+
+    def leave_ghosts(self) -> Self:
+        """Leave outlines of the bars as they are now; they rescale with the limit."""
+        self.ghosts = self.values
+        return self
+
+    def clear_ghosts(self) -> Self:
+        self.ghosts = None
         return self
 
     def show(self, which: Any = slice(None)) -> Self:
@@ -114,30 +133,33 @@ class Bars(Picture):
 
     def tip(self, index: int) -> np.ndarray:
         """Return the scene point at the end of a bar."""
-        _, end, across = self._span(index % len(self.amounts))
+        index %= len(self.amounts)
+        _, end, across = self._span(index, self.amounts[index])
         return self.to_scene(end, across) if self.direction == "right" else self.to_scene(across, end)
 
-    def _span(self, index: int) -> tuple[float, float, float]:
-        """Return where a bar starts and ends along its direction, and the middle of it across."""
+    def _span(self, index: int, amount: float) -> tuple[float, float, float]:
+        """Return where a bar of this amount starts and ends along its direction, and the middle of it across."""
         ground = self.local_width if self.direction == "right" else self.local_height
         zero = (float(self.zero) - 0.5) * ground
         unit = (1 - float(self.zero)) * ground / float(self.limit)
-        amount = self.amounts[index]
         end = zero + (0.0 if math.isnan(amount) else amount * unit * float(self.presence[index]))
         side = self.local_height if self.direction == "right" else self.local_width
-        across = (side / 2 - (index + 0.5) * self.step) * (1 if self.direction == "right" else -1)
+        across = (side / 2 - (float(self.places[index]) + 0.5) * self.step) * (1 if self.direction == "right" else -1)
         return zero, end, across
 
     def blend(self, start: "Bars", end: "Bars", alpha: float) -> None:
         nearer = start if alpha < 0.5 else end
         self.values, self.texts, self.names = nearer.values, nearer.texts, nearer.names
+        self.ghosts = nearer.ghosts
 
     def draw(self, painter: Painter) -> None:
         half = self.thickness * self.step / 2
+        if self.ghosts is not None:
+            self._draw_ghosts(painter, np.asarray(self.ghosts.values, dtype=float), half)
         for index in range(len(self.amounts)):
             if math.isnan(self.amounts[index]):
                 continue
-            zero, end, across = self._span(index)
+            zero, end, across = self._span(index, self.amounts[index])
             strength = theme.DIMMED + (1 - theme.DIMMED) * float(self.emphasis[index])
             own = theme.hex_color(tuple(self.color[index]))
             color = theme.mix(theme.BACKGROUND, own, round(strength * 32) / 32)
@@ -148,6 +170,17 @@ class Bars(Picture):
             else:
                 painter.box(across - half, low, 2 * half, size, fill=color, radius=min(0.05, size / 2), opacity=shown)
             self._write(painter, index, (zero, end), across, shown)
+
+    def _draw_ghosts(self, painter: Painter, amounts: np.ndarray, half: float) -> None:
+        for index, amount in enumerate(amounts):
+            if math.isnan(amount) or self.presence[index] <= 0:
+                continue
+            zero, end, across = self._span(index, amount)
+            low, size = min(zero, end), abs(end - zero)
+            place = (low, across - half, size, 2 * half)
+            if self.direction == "up":
+                place = (across - half, low, 2 * half, size)
+            painter.box(*place, stroke=theme.MUTED, line=theme.HAIRLINE, radius=min(0.05, size / 2))
 
     def _write(self, painter: Painter, index: int, span: tuple[float, float], across: float, shown: float) -> None:
         zero, end = span
@@ -178,6 +211,8 @@ class Bars(Picture):
             if presence > 0 and not math.isnan(self.amounts[index]):
                 shown = "length" if self.texts is None else self.texts[index]
                 entries.append((shown, self.values[index].origin))
+        if self.ghosts is not None:
+            entries.append(("ghost bars", self.ghosts.origin))
         return entries
 
 

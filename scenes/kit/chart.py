@@ -246,7 +246,7 @@ class Chart(Picture):
             return
         foot = -self.local_height / 2
         if curve.low is not None and curve.high is not None:
-            self._draw_spread(painter, curve, role, opacity)
+            self._draw_spread(painter, curve, share, opacity)
         if curve.fill and len(points) > 1:
             ground = [(points[-1, 0], foot), (points[0, 0], foot)]
             painter.polyline([*points, *ground], fill=role, closed=True, opacity=0.28 * opacity)
@@ -266,8 +266,10 @@ class Chart(Picture):
             x, y = _upto(self._points(curve.x, self.heights[number]), float(self.rider[number]))[-1]
             painter.circle(float(x), float(y), 0.1, fill=role, stroke=theme.BACKGROUND, line=0.03)
 
-    def _draw_spread(self, painter: Painter, curve: Curve, role: str, opacity: float) -> None:
-        low, high = (self._points(curve.x, np.asarray(edge, dtype=float)) for edge in (curve.low, curve.high))
+    def _draw_spread(self, painter: Painter, curve: Curve, share: float, opacity: float) -> None:
+        edges = (self._points(curve.x, np.asarray(edge, dtype=float)) for edge in (curve.low, curve.high))
+        low, high = (_upto(edge, share) for edge in edges)
+        role = getattr(theme, curve.role)
         if not curve.whiskers:
             painter.polyline([*low, *high[::-1]], fill=role, closed=True, opacity=0.22 * opacity)
             return

@@ -10,7 +10,10 @@ from manim import Animation, linear
 from scenes.kit import theme
 from scenes.kit.painter import Painter
 from scenes.kit.picture import Picture
-from scenes.kit.traced import Traced, require_traced
+from scenes.kit.traced import Traced, format_number, require_traced
+from scenes.kit.typography import Style
+
+WEDGE = 0.42  # reach of the wedge, as a share of the radius
 
 
 class VectorPlane(Picture):
@@ -22,9 +25,11 @@ class VectorPlane(Picture):
         radius: of the circle, in frame units.
         limit: vector length that reaches the circle; by default the longest arrow.
         normalize: draw every arrow to the circle, so that only its direction shows.
+        axes: draw the two axes through the origin.
+        number: format of the coordinates that `drop` writes.
     """
 
-    animated = ("opacity", "lengths", "angles", "shown", "wedge", "ghost_opacity")
+    animated = ("opacity", "lengths", "angles", "shown", "wedge", "ghost_opacity", "dropped", "trail_start", "trail")
 
     def __init__(
         self,
@@ -35,20 +40,28 @@ class VectorPlane(Picture):
         limit: float | None = None,
         normalize: bool = False,
         line: float = theme.THICK,
+        axes: bool = False,
+        number: str = "+.1f",
     ) -> None:
         pairs = _pairs(tips)
         if len(roles) != len(pairs):
             raise ValueError(f"VectorPlane needs a role for each of its {len(pairs)} arrows, got {len(roles)}")
         super().__init__(2 * radius, 2 * radius)
         self.values, self.roles, self.radius, self.line, self.normalize = tips, tuple(roles), radius, line, normalize
+        self.axes, self.number = axes, number
         lengths = np.hypot(*pairs.T)
         self.limit = float(limit) if limit is not None else float(lengths.max()) or 1.0
         self.lengths, self.angles = lengths, np.arctan2(pairs[:, 1], pairs[:, 0])
         self.shown = np.ones(len(pairs))
         self.wedge = np.array(0.0)  # opacity of the arc from the second arrow to the first
+        self.wedge_value: Traced | None = None  # its angle, if it is written
+        self.dropped = np.array(0.0)  # opacity of the first arrow's coordinates
+        self.trail = np.array(0.0)  # opacity of the way the first arrow has come
+        self.trail_start = self.angles[:1]
         self.ghosts: tuple[tuple[float, float, str, str], ...] = ()  # length, angle, role, origin
         self.ghost_opacity = np.array(0.3)
-        self.ticks: tuple[tuple[float, str], ...] = ()  # angle, role
+        self.ticks: tuple[tuple[float, str, str, str], ...] = ()  # angle, role, written, origin
+        self.sectors: tuple[tuple[float, float, str, str], ...] = ()  # from, to, role, origin
 
     # -- changes ----------------------------------------------------------------------------------------------------
 
@@ -73,9 +86,28 @@ class VectorPlane(Picture):
         self.shown[which] = amount
         return self
 
-    def show_wedge(self, opacity: float = 1.0) -> Self:
-        """Mark the angle between the first two arrows."""
+    def show_wedge(self, degrees: Traced | None = None, *, opacity: float = 1.0) -> Self:
+        """Mark the angle between the first two arrows, and write its traced size beside it."""
         self.wedge = np.array(float(opacity))
+        self.wedge_value = None if degrees is None else require_traced(degrees, "show_wedge")
+        return self
+
+    def drop(self, opacity: float = 1.0) -> Self:
+        """Drop the first arrow's tip on both axes and write its coordinates there."""
+        self.dropped = np.array(float(opacity))
+        return self
+
+    def leave_trail(self) -> Self:
+        """From now on, mark on the circle the way the first arrow comes."""
+        self.trail, self.trail_start = np.array(1.0), self.angles[:1].copy()
+        return self
+
+    def sector(self, angles: Traced, role: str = "MUTED") -> Self:
+        """Shade the part of the plane between two traced angles (radians), counterclockwise."""
+        if require_traced(angles, "sector").shape != (2,):
+            raise ValueError(f"a sector needs two angles, {angles.origin} has shape {angles.shape}")
+        start, end = (float(angle) for angle in angles)
+        self.sectors = (*self.sectors, (start, end, role, angles.origin))
         return self
 
     def leave_ghosts(self, *which: int) -> Self:
@@ -92,10 +124,17 @@ class VectorPlane(Picture):
         self.ghosts = ()
         return self
 
-    def tick(self, angles: Traced, role: str = "MUTED") -> Self:
-        """Put marks on the circle at traced angles (radians)."""
-        marks = tuple((float(angle), role) for angle in require_traced(angles, "tick").values.reshape(-1))
-        self.ticks = (*self.ticks, *marks)
+    def tick(self, angles: Traced, names: Traced | None = None, *, role: str = "MUTED") -> Self:
+        """Put marks on the circle at traced angles (radians), each with a traced whole number if `names` are given."""
+        angles = require_traced(angles, "tick").reshape(-1)
+        written = [""] * len(angles)
+        if names is not None:
+            written = [format_number(name, "d") for name in require_traced(names, "tick").values.reshape(-1).tolist()]
+        if len(written) != len(angles):
+            raise ValueError(f"tick needs a name for each of its {len(angles)} marks, got {len(written)}")
+        origins = [angle.origin for angle in angles] if names is None else [n.origin for n in names.reshape(-1)]
+        marks = zip(angles.values.tolist(), written, origins, strict=True)
+        self.ticks = (*self.ticks, *((angle, role, text, origin) for angle, text, origin in marks))
         return self
 
     # -- geometry ---------------------------------------------------------------------------------------------------
@@ -124,23 +163,71 @@ class VectorPlane(Picture):
     def blend(self, start: "VectorPlane", end: "VectorPlane", alpha: float) -> None:
         nearer = start if alpha < 0.5 else end
         self.values, self.ghosts, self.ticks = nearer.values, nearer.ghosts, nearer.ticks
+        self.sectors, self.wedge_value = nearer.sectors, nearer.wedge_value
 
     def draw(self, painter: Painter) -> None:
+        for start, end, role, _ in self.sectors:
+            painter.arc(0, 0, self.radius, start, end - start, fill=getattr(theme, role), opacity=0.22)
+        if self.axes:
+            for end in ((self.radius, 0.0), (0.0, self.radius)):
+                painter.polyline([(-end[0], -end[1]), end], stroke=theme.LINES, line=theme.HAIRLINE)
         painter.circle(0, 0, self.radius, stroke=theme.LINES, line=theme.HAIRLINE)
-        for angle, role in self.ticks:
-            inner, outer = self.radius - 0.07, self.radius + 0.07
-            ends = [(r * math.cos(angle), r * math.sin(angle)) for r in (inner, outer)]
-            painter.polyline(ends, stroke=getattr(theme, role), line=theme.HAIRLINE)
+        if self.trail > 0:
+            start = float(self.trail_start[0])
+            turn = max(-2 * math.pi, min(2 * math.pi, float(self.angles[0]) - start))
+            color = getattr(theme, self.roles[0])
+            painter.arc(0, 0, self.radius, start, turn, stroke=color, line=theme.LINE, opacity=0.6 * float(self.trail))
+        self._draw_ticks(painter)
         for length, angle, role, _ in self.ghosts:
             self._arrow(painter, length, angle, role, float(self.ghost_opacity), self.line * 0.6)
         if self.wedge > 0 and len(self.angles) > 1:
-            start, turn = float(self.angles[1]), self.wedge_angle()
-            reach = self.radius * 0.42
-            opacity = float(self.wedge)
-            painter.arc(0, 0, reach, start, turn, fill=theme.SCORE, opacity=0.22 * opacity)
-            painter.arc(0, 0, reach, start, turn, stroke=theme.SCORE, line=theme.THICK, opacity=opacity)
+            self._draw_wedge(painter)
+        if self.dropped > 0:
+            self._draw_drop(painter)
         for k, role in enumerate(self.roles):
             self._arrow(painter, float(self.lengths[k]), float(self.angles[k]), role, float(self.shown[k]), self.line)
+
+    def _draw_ticks(self, painter: Painter) -> None:
+        style = Style(theme.SMALL, "numbers")
+        for angle, role, text, _ in self.ticks:
+            color, inner, outer = getattr(theme, role), self.radius - 0.07, self.radius + 0.07
+            ends = [(r * math.cos(angle), r * math.sin(angle)) for r in (inner, outer)]
+            painter.polyline(ends, stroke=color, line=theme.HAIRLINE)
+            reach = self.radius + 0.27
+            x, y = reach * math.cos(angle), reach * math.sin(angle)
+            painter.text(text, x, y - style.size / 2, style, color=color)
+
+    def _draw_wedge(self, painter: Painter) -> None:
+        start, turn, opacity = float(self.angles[1]), self.wedge_angle(), float(self.wedge)
+        reach = self.radius * WEDGE
+        painter.arc(0, 0, reach, start, turn, fill=theme.SCORE, opacity=0.22 * opacity)
+        painter.arc(0, 0, reach, start, turn, stroke=theme.SCORE, line=theme.THICK, opacity=opacity)
+        if self.wedge_value is not None:
+            style = Style(theme.LABEL, bold=True)
+            middle, place = start + turn / 2, reach + 0.4
+            x, y = place * math.cos(middle), place * math.sin(middle) - style.size / 2
+            painter.text(self._wedge_text(), x, y, style, color=theme.SCORE, opacity=opacity)
+
+    def _wedge_text(self) -> str:
+        return "" if self.wedge_value is None else f"{format_number(self.wedge_value.values.item(), '.0f')}°"
+
+    def _draw_drop(self, painter: Painter) -> None:
+        reach, angle = self._reach(float(self.lengths[0])), float(self.angles[0])
+        x, y = reach * math.cos(angle), reach * math.sin(angle)
+        opacity, style, color = float(self.dropped), Style(theme.LABEL, "numbers"), getattr(theme, self.roles[0])
+        for foot in ((x, 0.0), (0.0, y)):
+            painter.polyline([(x, y), foot], stroke=color, line=theme.HAIRLINE, dash=(0.08, 0.06), opacity=opacity)
+            painter.circle(*foot, 0.06, fill=color, opacity=opacity)
+        first, second = self._coordinates()
+        # each number stands on the side of its axis where the arrow is not
+        below = 0.16 if y < 0 else -0.16 - style.size
+        painter.text(first, x, below, style, color=color, opacity=opacity)
+        beside = (0.16, 0.0) if x < 0 else (-0.16, 1.0)
+        painter.text(second, beside[0], y - style.size / 2, style, color=color, align=beside[1], opacity=opacity)
+
+    def _coordinates(self) -> tuple[str, str]:
+        first, second = self.values.values.reshape(-1, 2)[0].tolist()
+        return format_number(first, self.number), format_number(second, self.number)
 
     def _arrow(self, painter: Painter, length: float, angle: float, role: str, opacity: float, line: float) -> None:
         reach = self._reach(length)
@@ -150,7 +237,14 @@ class VectorPlane(Picture):
     def ledger(self) -> list[tuple[str, str]]:
         rows = self.values.reshape(-1, 2)
         entries = [("arrow", rows[k].origin) for k in range(len(self.shown)) if self.shown[k] > 0]
-        return entries + [("ghost arrow", origin) for *_, origin in self.ghosts]
+        entries += [("ghost arrow", origin) for *_, origin in self.ghosts]
+        entries += [(text or "tick", origin) for *_, text, origin in self.ticks]
+        entries += [("sector", origin) for *_, origin in self.sectors]
+        if self.wedge > 0 and self.wedge_value is not None:
+            entries.append((self._wedge_text(), self.wedge_value.origin))
+        if self.dropped > 0:
+            entries += [(text, rows[0, k].origin) for k, text in enumerate(self._coordinates())]
+        return entries
 
 
 class TurnThrough(Animation):

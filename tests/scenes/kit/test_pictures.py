@@ -1,6 +1,5 @@
 """The pictures as a viewer gets them: pixels, boxes, and states between two states."""
 
-import cairo
 import numpy as np
 import pytest
 from manim import LEFT, RIGHT
@@ -8,29 +7,14 @@ from manim import LEFT, RIGHT
 from scenes.kit import theme
 from scenes.kit.label import Label, Readout
 from scenes.kit.memory_blocks import MemoryBlocks
-from scenes.kit.painter import Painter
 from scenes.kit.tensor_grid import TensorGrid
 from scenes.kit.token_row import RowNames, TokenRow
 from scenes.kit.traced import Traced, TracedText
 from scenes.kit.typography import Style, shape, width
+from tests.scenes.kit.drawing import color_at, pixels
 
 VALUES = Traced("keys", np.array([[1.0, -0.5, 0.0], [2.0, np.nan, -2.0]]))
 TOKENS = tuple(TracedText(token, f"tokens[{k}]") for k, token in enumerate(["<bos>", "one", "day"]))
-
-
-def pixels(picture, size=400):
-    """Draw one picture on a square of 8 x 8 units; returns (size, size, 3) RGB, y down."""
-    array = np.zeros((size, size, 4), dtype=np.uint8)
-    context = cairo.Context(cairo.ImageSurface.create_for_data(array.data, cairo.FORMAT_ARGB32, size, size))
-    context.set_matrix(cairo.Matrix(size / 8, 0, 0, -size / 8, size / 2, size / 2))
-    Painter(context).box(-4, -4, 8, 8, fill=theme.BACKGROUND)
-    picture.render_to(context)
-    return array[..., :3]
-
-
-def color_at(image, point):
-    x, y = (point[:2] * [1, -1] + 4) * len(image) / 8
-    return "#" + "".join(f"{channel:02X}" for channel in image[int(y), int(x)])
 
 
 @pytest.mark.parametrize("name", theme.THEMES)
