@@ -64,7 +64,7 @@ class Encoder:
 
     def write(self, pixels: np.ndarray, repeat: int = 1) -> None:
         """Add an RGBA frame; a frame held still is converted once."""
-        frame = av.VideoFrame.from_ndarray(pixels, format="rgba")
+        frame = av.VideoFrame.from_numpy_buffer(pixels, format="rgba")  # no copy: the caller has given it away
         if self.lossless:
             frame = frame.reformat(format="rgb24", threads=1)
         else:

@@ -1,5 +1,7 @@
 import json
 
+from scenes.kit.typography import FILES
+from scripts.pipeline import doctor
 from tests.scripts.conftest import call
 
 
@@ -36,3 +38,7 @@ def test_a_cache_folder_that_cannot_be_written_to_is_found(tmp_path, monkeypatch
     assert result.exit_code == 1
     assert "missing cache folder" in result.stdout
     assert "set LLM_INTERNALS_CACHE" in result.stdout
+
+
+def test_the_fonts_looked_for_are_those_the_kit_draws_with():
+    assert set(doctor.FONTS) == set(FILES.values())
