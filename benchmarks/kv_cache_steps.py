@@ -1,7 +1,7 @@
 """Seconds of one decoding step with and without a cache, beside its FLOPs: python -m benchmarks.kv_cache_steps
 
-Random tokens, one thread, float32, the trained base model; medians of 5. Seconds depend on the machine, FLOPs do not. Without a cache the model also computes the logits that nobody reads; the FLOPs count
-one row of them.
+Random tokens, one thread, float32, the trained base model; medians of 5. Seconds depend on the machine, FLOPs do not.
+Without a cache the model also computes logits that nobody reads; the FLOPs count one row of them.
 """
 
 import statistics
