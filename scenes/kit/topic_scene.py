@@ -264,6 +264,7 @@ class TopicScene(Scene):
 
     def clear_stage(self, *keep: Mobject, run_time: float = theme.QUICK) -> None:
         """Fade out everything but the header, the caption and what is to be kept."""
+        self.add(*keep)  # takes them out of the groups that a FadeIn of several things makes
         stay = {id(thing) for thing in (self._header, self._band, *keep)}
         leaving = [mobject for mobject in self.mobjects if id(mobject) not in stay]
         if leaving:
