@@ -31,6 +31,7 @@ class TopicPlan:
     """What is to be rendered of a topic, and what its files say about it."""
 
     topic: Topic
+    run: str  # which call of the pipeline wants it
     quality: Quality
     jobs: tuple[UnitJob, ...]
     titles: dict[str, str]  # by unit

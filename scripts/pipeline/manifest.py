@@ -5,8 +5,6 @@ Imports nothing heavy: a render in which nothing changed is answered from here.
 
 import hashlib
 import json
-import shutil
-import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
@@ -16,12 +14,10 @@ from typing import Any
 import internals_math
 from internals_math.sources import source_hash
 from scenes.series import Topic
-from scripts.pipeline.errors import UserError
+from scripts.pipeline.files import file_hash
 from scripts.pipeline.quality import Quality
-from scripts.pipeline.units import file_hash
 
 MANIFEST = "manifest.json"
-PART = ".part-"  # begins the name of what is not whole yet
 FORMATS = ("mp4", "captions", "gif", "webp", "loop", "poster", "sheet")
 PACKAGES = ("llm-internals", "manim", "torch", "numpy", "av")
 
@@ -29,26 +25,6 @@ PACKAGES = ("llm-internals", "manim", "torch", "numpy", "av")
 def suffix(theme: str) -> str:
     """Return what a theme adds to the name of a file: nothing for dark, "-light" for light."""
     return "" if theme == "dark" else f"-{theme}"
-
-
-def check_folder(folder: Path) -> None:
-    """Make a folder and make sure that it can be written to.
-
-    Raises:
-        UserError: it cannot.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise UserError(f"cannot write to {folder}: {error.strerror}; choose another folder with --out") from error
-
-
-def sweep(folder: Path) -> None:
-    """Remove what ended workers left half-written in an output folder."""
-    for path in folder.glob(f"{PART}*"):
-        shutil.rmtree(path, ignore_errors=True)
 
 
 def versions() -> dict[str, str]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from internals_math import trace_store
 from internals_math.trace import TopicTrace
 from scripts.pipeline.errors import WrongUse
-from scripts.pipeline.manifest import check_folder
+from scripts.pipeline.files import check_folder
 
 SHOWN = 8  # numbers of a tensor in the table
 

@@ -2,7 +2,6 @@
 
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from PIL import Image
 from scripts.pipeline import captions, ffmpeg, gif, manifest
 from scripts.pipeline.captions import Cue
 from scripts.pipeline.encode import read_stills
+from scripts.pipeline.files import written_aside
 from scripts.pipeline.jobs import Request, TopicPlan
 from scripts.pipeline.manifest import suffix
 from scripts.pipeline.sheet import Still, write_sheet
@@ -26,7 +26,7 @@ def write_topic(plan: TopicPlan, request: Request, theme: str, rendered: Sequenc
     loop = next((unit for unit in rendered if unit.unit == LOOP), None)
     chapters, cues, ledger = timeline(plan, video)
     folder = request.out / slug
-    with written_aside(folder) as (aside, files):
+    with written_aside(folder, plan.run) as (aside, files):
         if video and {"mp4", "captions"} & set(formats):
             (aside / f"{slug}{tail}.vtt").write_text(captions.to_vtt(cues))
             (aside / f"{slug}{tail}.srt").write_text(captions.to_srt(cues))
@@ -83,7 +83,7 @@ def write_clip(plan: TopicPlan, request: Request, theme: str, rendered: Sequence
     unit = rendered[0]
     name = f"{plan.topic.slug}-{unit.unit}{suffix(theme)}"
     chapters, cues, _ = timeline(plan, rendered)
-    with written_aside(request.out / plan.topic.slug) as (aside, files):
+    with written_aside(request.out / plan.topic.slug, plan.run) as (aside, files):
         if unit.unit == LOOP:
             gif.write_loop_mp4(unit.video, aside / f"{name}.mp4")
         else:
@@ -98,11 +98,11 @@ def write_sheet_and_stills(
     """Write the contact sheet, and each still as a file of its own if a folder was named."""
     part = f"-{rendered[0].unit}" if request.chapter is not None else ""
     stills = list(stills_of(plan, rendered, every=request.options.get("every")))
-    with written_aside(request.out / plan.topic.slug) as (aside, files):
+    with written_aside(request.out / plan.topic.slug, plan.run) as (aside, files):
         target = aside / f"sheet{part}{suffix(theme)}.png"
         write_sheet(stills, target, theme=theme, columns=request.options.get("columns"))
     if request.options.get("stills"):
-        with written_aside(Path(request.options["stills"])) as (aside, more):
+        with written_aside(Path(request.options["stills"]), plan.run) as (aside, more):
             for still in stills:
                 still.picture.save(aside / f"{still.name}{suffix(theme)}.png")
         files += more
@@ -113,7 +113,7 @@ def write_gif_of_unit(plan: TopicPlan, request: Request, theme: str, rendered: S
     """Write the GIF of the loop or of one chapter."""
     unit = rendered[0]
     name = LOOP if unit.unit == LOOP else f"{plan.topic.slug}-{unit.unit}"
-    with written_aside(request.out / plan.topic.slug) as (aside, files):
+    with written_aside(request.out / plan.topic.slug, plan.run) as (aside, files):
         gif.write_gif(unit.video, aside / f"{name}{suffix(theme)}.gif", **request.options)
     return files
 
@@ -148,18 +148,6 @@ def stills_of(plan: TopicPlan, rendered: Sequence[RenderedUnit], *, every: float
         for index, (time, picture) in enumerate(zip(times, pictures, strict=True)):
             yield Still(f"{plan.topic.slug}-{unit.unit}-{index:02d}", heading, offset + time, picture)
         start += unit.seconds
-
-
-@contextmanager
-def written_aside(folder: Path) -> Iterator[tuple[Path, list[Path]]]:
-    """Give a folder to write files into; when all is well they are renamed into `folder` and listed."""
-    manifest.check_folder(folder)
-    files: list[Path] = []
-    with tempfile.TemporaryDirectory(dir=folder, prefix=manifest.PART) as name:
-        aside = Path(name)
-        yield aside, files
-        for path in sorted(aside.iterdir()):
-            files.append(path.replace(folder / path.name))
 
 
 def _write_video(

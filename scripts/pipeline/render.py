@@ -21,6 +21,7 @@ from typing import Any, Protocol
 from scenes import series
 from scripts.pipeline import ffmpeg, manifest, units
 from scripts.pipeline.errors import WrongUse
+from scripts.pipeline.files import check_folder, sweep
 from scripts.pipeline.jobs import Failure, Request, TopicPlan, TopicResult, run_task
 from scripts.pipeline.units import LOOP, PROGRESS_NOTE, RenderedUnit, UnitJob
 
@@ -92,7 +93,7 @@ def render(
     """
     topics = [_Topic(topic, TopicResult(topic.slug), request.out / topic.slug) for topic in map(series.find, slugs)]
     ffmpeg.require()
-    manifest.check_folder(request.out)
+    check_folder(request.out)
     for topic in topics:
         if _is_unchanged(topic, request):
             _end(topic, report)
@@ -107,9 +108,9 @@ def render(
     except KeyboardInterrupt:
         raise Interrupted([topic.result for topic in topics if topic.ended and topic.result.ok]) from None
     finally:
-        units.sweep(run)
-        for folder in {topic.folder for topic in work}:
-            manifest.sweep(folder)
+        stills = request.options.get("stills")
+        for folder in {units.unit_folder(), *(topic.folder for topic in work), *([Path(stills)] if stills else [])}:
+            sweep(folder, run)
     units.prune(keep=[job.key for topic in work if topic.plan for job in topic.plan.jobs])
     return [topic.result for topic in topics]
 

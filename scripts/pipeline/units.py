@@ -18,6 +18,7 @@ from typing import Any
 from internals_math.sources import ROOT, source_files, source_hash
 from internals_math.storage import cache_folder
 from scenes.series import Topic
+from scripts.pipeline.files import file_hash, part_prefix
 from scripts.pipeline.quality import Quality
 
 OPENING, ENDING, LOOP = "opening", "ending", "loop"
@@ -43,7 +44,7 @@ class UnitJob:
     @property
     def aside(self) -> Path:
         """The folder the unit is written into before it is whole."""
-        return unit_folder() / f".part-{self.run}-{self.key}"
+        return unit_folder() / f"{part_prefix(self.run)}{self.key}"
 
 
 @dataclass(frozen=True)
@@ -162,18 +163,6 @@ def keep_unit(job: UnitJob, facts: dict[str, Any]) -> None:
     target = unit_folder() / job.key
     shutil.rmtree(target, ignore_errors=True)
     job.aside.replace(target)
-
-
-def file_hash(path: Path) -> str:
-    """Return the SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def sweep(run: str) -> None:
-    """Remove what a call of the pipeline left half-written."""
-    for folder in unit_folder().glob(f".part-{run}-*"):
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def prune(limit: int = CACHE_LIMIT_BYTES, *, keep: Iterable[str] = ()) -> None:

@@ -88,6 +88,7 @@ def plan_topic(topic: Topic, request: Request, run: str) -> TopicPlan:
             jobs.append(UnitJob(topic.slug, *place, name, theme_name, size, lossless, trace_file, key, run))
     return TopicPlan(
         topic=topic,
+        run=run,
         quality=quality,
         jobs=tuple(jobs),
         titles={unit.name: unit.title for unit in scene.units()},

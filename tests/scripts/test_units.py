@@ -3,7 +3,7 @@ import os
 
 import pytest
 
-from scripts.pipeline import units
+from scripts.pipeline import files, units
 from scripts.pipeline.quality import QUALITIES, Quality, loop_quality
 from scripts.pipeline.units import UnitJob, code_of_unit
 
@@ -109,7 +109,7 @@ def test_sweeping_removes_what_one_run_left_and_nothing_else(empty_cache):
     job("half").aside.mkdir()
     other = units.unit_folder() / ".part-other-key"
     other.mkdir()
-    units.sweep("run")
+    files.sweep(units.unit_folder(), "run")
     assert {path.name for path in units.unit_folder().iterdir()} == {"key", ".part-other-key"}
 
 
