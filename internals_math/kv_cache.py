@@ -412,7 +412,7 @@ def trace(config: Config) -> Trace:
         intensity=intensity,
         decode_bytes_read=positions * head_bytes,
         decode_flops=positions * head_flops,
-        offer_names=("a decode step asks", f"an {CHIP_NAME} can"),
+        offer_names=("a decode step asks", f"{CHIP_NAME} offers (datasheet)"),
         offer_intensity=torch.tensor([intensity, CHIP_FLOPS / CHIP_BYTES_PER_SECOND]),
         **bill,
     )

@@ -432,7 +432,7 @@ class KVCache(TopicScene):
         bars = Bars(
             trace.offer_intensity, length=6.0, step=0.62, role=["LOSS", "WEIGHT"], number=".0f", number_size=0.24,
             names=trace.offer_names, thickness=0.5,
-        ).move_to([0.8, -1.75, 0]).hide()  # fmt: skip
+        ).move_to([1.5, -1.75, 0]).hide()  # fmt: skip
         unit = Label("FLOPs per byte", color=theme.MUTED).next_to(bars, UP, buff=0.15).align_to(bars, LEFT)
         self.play(FadeIn(bars, unit), run_time=0.4)
         self.play(bars.animate.show(), run_time=1.4)
