@@ -194,6 +194,9 @@ def test_every_pass_recomputes_the_rows_that_are_cached(shown):
         recomputed = shown.keys_recomputed[step]
         torch.testing.assert_close(recomputed[:context], shown.keys[:context], atol=1e-5, rtol=0)
         assert recomputed[context:].isnan().all()
+    differences = (shown.keys_recomputed - shown.keys).abs()
+    torch.testing.assert_close(shown.key_differences, differences, atol=0, rtol=0, equal_nan=True)
+    assert torch.equal(shown.max_abs_diff, differences.nan_to_num().amax(dim=(1, 2)))
 
 
 def test_the_output_is_the_weighted_sum_of_the_cached_values(shown):
@@ -218,6 +221,7 @@ def test_the_counters_and_the_bill_are_the_published_formulas(shown):
     assert shown.rows_without_cache_total.tolist() == [8, 17, 27, 38]
     assert shown.presets.name[shown.real_row] == shown.real_name == "Llama-2-7B"
     assert shown.real_cache_bytes == 2**31
+    assert shown.real_weight_bytes == 2 * 6_738_415_616  # FP16
     assert shown.bill_bytes[-1, shown.real_row] == 2**31
     assert torch.equal(shown.decode_bytes_read, shown.decode_flops)  # one FLOP for each byte
     assert shown.long_flops_ratio[-1] == pytest.approx(59.95, abs=0.01)
