@@ -1,12 +1,8 @@
 """A topic whose second chapter raises."""
 
-import sys
-
 from scenes import series
 from scenes.kit.topic_scene import TopicScene, chapter
-from tests.scripts.topics.tiny import Config, Trace, trace
-
-__all__ = ["Config", "Trace", "trace"]
+from tests.scripts.topics.cores import broken
 
 TOPIC = series.Topic("broken", "Broken topic", "Raises.", "Foundations", series.FINISHED, __name__)
 if TOPIC not in series.TOPICS:
@@ -16,7 +12,7 @@ if TOPIC not in series.TOPICS:
 class Broken(TopicScene):
     """Does it break?"""
 
-    core = sys.modules[__name__]
+    core = broken
     takeaway = "It did."
 
     @chapter("Fine")

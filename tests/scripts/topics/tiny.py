@@ -1,42 +1,21 @@
-"""A topic with two short chapters and a loop; its core and its scene are this one file."""
+"""A topic with two short chapters and a loop."""
 
-import sys
-from dataclasses import dataclass
-
-import torch
-from jaxtyping import Float
 from manim import RIGHT, FadeIn
-from torch import Tensor
 
-from internals_math.trace import TopicConfig, TopicTrace, option
 from scenes import series
 from scenes.kit.tensor_grid import TensorGrid
 from scenes.kit.topic_scene import TopicScene, chapter, loop
+from tests.scripts.topics.cores import tiny
 
 TOPIC = series.Topic("tiny", "Tiny topic", "Two chapters.", "Foundations", series.FINISHED, __name__)
 if TOPIC not in series.TOPICS:
     series.TOPICS = (*series.TOPICS, TOPIC)
 
 
-@dataclass(frozen=True)
-class Config(TopicConfig):
-    seed: int = option(0, "of the numbers", minimum=0, maximum=9)
-
-
-@dataclass(frozen=True, eq=False)
-class Trace(TopicTrace):
-    config: Config
-    numbers: Float[Tensor, "2 3"]
-
-
-def trace(config: Config) -> Trace:
-    return Trace(config, torch.randn(2, 3, generator=torch.Generator().manual_seed(config.seed)))
-
-
 class Tiny(TopicScene):
     """Is this a topic?"""
 
-    core = sys.modules[__name__]
+    core = tiny
     takeaway = "Small is quick."
     loop_alt = "A grid that moves to the right and back."
 
