@@ -224,6 +224,13 @@ def test_the_waves_add_up_to_the_score(shown):
 
 def test_shifting_the_whole_text_changes_the_logits_by_rounding_only(shown):
     assert (shown.shift_test_diff < 1e-4).all()
+    assert (shown.shift_test_diff > 0).all()  # the positions did move: float32 angles round differently there
+
+
+def test_rows_of_the_score_matrices_are_queries_and_columns_are_keys(shown):
+    row, column = shown.config.query_index, shown.config.key_index
+    assert shown.score_matrix_plain[row, column] == pytest.approx(float(shown.q @ shown.k), abs=1e-4)
+    assert shown.score_matrix_rope[row, column] == pytest.approx(float(shown.score_by_shift[0]), abs=1e-4)
 
 
 def test_without_positions_the_first_layer_is_blind_to_order_and_later_layers_are_not(shown):
