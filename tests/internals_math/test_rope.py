@@ -227,6 +227,13 @@ def test_shifting_the_whole_text_changes_the_logits_by_rounding_only(shown):
     assert (shown.shift_test_diff > 0).all()  # the positions did move: float32 angles round differently there
 
 
+def test_slowed_hands_and_the_decay_curve_are_the_formulas(shown):
+    torch.testing.assert_close(shown.inv_freq_linear, shown.inv_freq / 4)
+    assert shown.inv_freq_ntk[0] == shown.inv_freq[0] == 1
+    assert shown.inv_freq_ntk[-1] == pytest.approx(float(shown.inv_freq_linear[-1]))
+    assert shown.decay_curve[[0, 100, 250]].tolist() == pytest.approx([32.5, 10.227, 6.548], rel=1e-3)
+
+
 def test_rows_of_the_score_matrices_are_queries_and_columns_are_keys(shown):
     row, column = shown.config.query_index, shown.config.key_index
     assert shown.score_matrix_plain[row, column] == pytest.approx(float(shown.q @ shown.k), abs=1e-4)
