@@ -256,6 +256,8 @@ class SwapTest:
     rope_weights_after: Float[Tensor, " T"]
     rope_output_before: Float[Tensor, " d"]
     rope_output_after: Float[Tensor, " d"]
+    positions_without: Int[Tensor, " T"]  # all 0
+    positions_with: Int[Tensor, " T"]
     change_without: float  # max |difference| of the first layer's output (all heads)
     change_with: float
     change_last_without: float  # the same after the last layer: the causal mask leaks order
@@ -286,6 +288,7 @@ class Trace(TopicTrace):
     angle_between: Float[Tensor, "S pairs"]  # degrees from key to query, -180 .. 180
     score_by_shift: Float[Tensor, " S"]  # q · k after both rotations
     score_spread: float
+    word_distance: int  # from the key's word to the query's
     apart_positions: Int[Tensor, " apart"]  # of the query, when it moves on alone
     arrows_apart: Float[Tensor, "apart pairs 2 2"]  # query and key, the key at its own place
     apart_angles: Float[Tensor, "apart pairs"]  # degrees from key to query
@@ -297,6 +300,7 @@ class Trace(TopicTrace):
     wave_distances: Float[Tensor, " fine"]  # the same span in quarters of a word, for drawing
     waves: Float[Tensor, "pairs fine"]
     wave_sums: Float[Tensor, "pairs fine"]  # the first 1, 2, … waves added
+    score_positions: Int[Tensor, " T"]
     score_matrix_plain: Float[Tensor, "T T"]
     score_matrix_rope: Float[Tensor, "T T"]
     shift_test_shifts: Int[Tensor, " k"]
@@ -371,6 +375,7 @@ def trace(config: Config) -> Trace:
         angle_between=_degrees_between(arrows),
         score_by_shift=scores,
         score_spread=float(scores.max() - scores.min()),
+        word_distance=config.query_index - config.key_index,
         apart_positions=apart_positions,
         arrows_apart=arrows_apart,
         apart_angles=_degrees_between(arrows_apart),
@@ -382,6 +387,7 @@ def trace(config: Config) -> Trace:
         wave_distances=wave_distances,
         waves=waves,
         wave_sums=waves.cumsum(dim=0),
+        score_positions=places,
         score_matrix_plain=queries @ keys.T,
         score_matrix_rope=_rotated_scores(queries, keys, places, inv_freq),
         **_shift_test(model, ids, inv_freq),
@@ -460,6 +466,8 @@ def _swap_test(model: Any, inv_freq: Tensor) -> SwapTest:
         rope_weights_after=seeing_swapped[0][head],
         rope_output_before=seeing[1][head],
         rope_output_after=seeing_swapped[1][head],
+        positions_without=nowhere,
+        positions_with=places,
         change_without=change(blind, blind_swapped, 2),
         change_with=change(seeing, seeing_swapped, 2),
         change_last_without=change(blind, blind_swapped, 3),

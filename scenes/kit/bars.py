@@ -23,7 +23,7 @@ class Bars(Picture):
         values: traced lengths.
         limit: the value whose bar is `length` long; by default the largest of `values`.
         direction: "right" (first bar on top) or "up" (first bar on the left).
-        signed: zero lies in the middle of the ground, for values of both signs.
+        signed: zero lies in the middle of the ground, for values of both signs; a number puts it at another share.
         step: distance from bar to bar, `thickness` the share of it that a bar fills.
         role: theme role of all bars, or one for each.
         number: format of the value at the end of a bar, None for none.
@@ -38,7 +38,7 @@ class Bars(Picture):
         *,
         limit: float | Traced | None = None,
         direction: Literal["right", "up"] = "right",
-        signed: bool = False,
+        signed: bool | float = False,
         length: float = 2.0,
         step: float = 0.42,
         thickness: float = 0.62,
@@ -49,7 +49,7 @@ class Bars(Picture):
         name_size: float = theme.LABEL,
     ) -> None:
         self.direction = direction
-        self.zero = np.array(0.5 if signed else 0.0)  # where on the ground zero lies
+        self.zero = _zero(signed)
         self.length, self.step, self.thickness, self.number = length, step, thickness, number
         self.style, self.name_style = Style(number_size, "numbers"), Style(name_size)
         self.names = require_tokens(names, "Bars")
@@ -77,7 +77,9 @@ class Bars(Picture):
         spec = self.number
         self.texts = None if spec is None else [_text(value, spec) for value in values.values.tolist()]
 
-    def set_values(self, values: Traced, *, limit: float | Traced | None = None, signed: bool | None = None) -> Self:
+    def set_values(
+        self, values: Traced, *, limit: float | Traced | None = None, signed: bool | float | None = None
+    ) -> Self:
         """Show other values; bars glide, numbers snap at half time. A new limit rescales the ground."""
         if len(values) != len(self.amounts):
             raise ValueError(f"set_values needs {len(self.amounts)} values, got {len(values)}")
@@ -85,7 +87,7 @@ class Bars(Picture):
         if limit is not None:
             self.limit = np.array(float(limit))
         if signed is not None:
-            self.zero = np.array(0.5 if signed else 0.0)
+            self.zero = _zero(signed)
         return self
 
     def reorder(self, places: Sequence[int] | Traced) -> Self:
@@ -151,6 +153,9 @@ class Bars(Picture):
         nearer = start if alpha < 0.5 else end
         self.values, self.texts, self.names = nearer.values, nearer.texts, nearer.names
         self.ghosts = nearer.ghosts
+        # a bar that comes from nothing or goes there snaps: there is no way from NaN to a length
+        nothing = np.isnan(start.amounts) | np.isnan(end.amounts)
+        self.amounts = np.where(nothing, nearer.amounts, self.amounts)
 
     def draw(self, painter: Painter) -> None:
         half = self.thickness * self.step / 2
@@ -214,6 +219,11 @@ class Bars(Picture):
         if self.ghosts is not None:
             entries.append(("ghost bars", self.ghosts.origin))
         return entries
+
+
+def _zero(signed: bool | float) -> np.ndarray:
+    """Return where on the ground zero lies, as a share of it."""
+    return np.array(0.5 if signed is True else float(signed))
 
 
 def _text(value: float, spec: str) -> str:

@@ -190,6 +190,10 @@ class Chart(Picture):
     def blend(self, start: "Chart", end: "Chart", alpha: float) -> None:
         nearer = start if alpha < 0.5 else end
         self.curves, self.levels = nearer.curves, nearer.levels
+        if start.rider.shape == end.rider.shape:
+            # a marker that comes or goes snaps: there is no way from NaN to a place
+            nowhere = np.isnan(start.rider) | np.isnan(end.rider)
+            self.rider = np.where(nowhere, nearer.rider, self.rider)
         pairs = zip(start.heights, end.heights, strict=True)
         self.heights = tuple(a if a is b else a + (b - a) * alpha for a, b in pairs)
 

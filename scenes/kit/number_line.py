@@ -20,7 +20,7 @@ class NumberLine(Picture):
     The box is the line; names stand above their beads, tick numbers and the label below.
 
     Args:
-        values: traced place of each bead (one value or 1-D).
+        values: traced place of each bead: one field, or one value for each.
         span: first and last number of the line.
         ticks: where to put marks; they are part of the instrument, not of the data.
         tick_format: how they are written.
@@ -34,7 +34,7 @@ class NumberLine(Picture):
 
     def __init__(
         self,
-        values: Traced,
+        values: Traced | Sequence[Traced],
         *,
         span: tuple[float, float],
         length: float = 8.0,
@@ -60,15 +60,17 @@ class NumberLine(Picture):
         self.gap = np.array(0.0)  # opacity of the bar between the first two beads
         super().__init__(length, 0.3)
 
-    def _take(self, values: Traced) -> None:
-        self.values = require_traced(values, "NumberLine").reshape(-1)
-        self.places = np.asarray(self.values.values, dtype=float)
+    def _take(self, values: Traced | Sequence[Traced]) -> None:
+        parts = [values] if isinstance(values, Traced) else values
+        self.values = tuple(bead for part in parts for bead in require_traced(part, "NumberLine").reshape(-1))
+        self.places = np.array([float(bead) for bead in self.values])
 
-    def set_values(self, values: Traced) -> Self:
+    def set_values(self, values: Traced | Sequence[Traced]) -> Self:
         """Let the beads slide to other traced values."""
-        if require_traced(values, "set_values").size != len(self.places):
-            raise ValueError(f"set_values needs {len(self.places)} values, got {values.size}")
+        count = len(self.places)
         self._take(values)
+        if len(self.places) != count:
+            raise ValueError(f"set_values needs {count} values, got {len(self.places)}")
         return self
 
     def set_span(self, first: float, last: float) -> Self:
@@ -144,3 +146,4 @@ class SlideThrough(Animation):
         share = place - low if len(self.path) > 1 else 0.0
         high = min(low + 1, len(self.path) - 1)
         self.mobject.places = self.path[low] * (1 - share) + self.path[high] * share
+        self.mobject.values = tuple(one[high if share > 0.5 else low] for one in self.stops)

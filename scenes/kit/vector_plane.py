@@ -147,6 +147,11 @@ class VectorPlane(Picture):
         reach = self._reach(float(self.lengths[k]))
         return self.to_scene(reach * math.cos(self.angles[k]), reach * math.sin(self.angles[k]))
 
+    def foot(self, axis: int) -> np.ndarray:
+        """Return the scene point where the first arrow's tip drops on an axis (0 = x, 1 = y)."""
+        reach, angle = self._reach(float(self.lengths[0])), float(self.angles[0])
+        return self.to_scene(reach * math.cos(angle), 0) if axis == 0 else self.to_scene(0, reach * math.sin(angle))
+
     def wedge_angle(self) -> float:
         """Return the drawn angle from the second arrow to the first, along the shorter arc."""
         turn = float(self.angles[0] - self.angles[1])
@@ -204,7 +209,9 @@ class VectorPlane(Picture):
         painter.arc(0, 0, reach, start, turn, stroke=theme.SCORE, line=theme.THICK, opacity=opacity)
         if self.wedge_value is not None:
             style = Style(theme.LABEL, bold=True)
-            middle, place = start + turn / 2, reach + 0.4
+            # far enough out that the number fits between the arrows
+            fits = 0.36 / max(abs(math.sin(turn / 2)), 0.1)
+            middle, place = start + turn / 2, max(reach + 0.35, min(fits, self.radius))
             x, y = place * math.cos(middle), place * math.sin(middle) - style.size / 2
             painter.text(self._wedge_text(), x, y, style, color=theme.SCORE, opacity=opacity)
 
@@ -223,7 +230,8 @@ class VectorPlane(Picture):
         below = 0.16 if y < 0 else -0.16 - style.size
         painter.text(first, x, below, style, color=color, opacity=opacity)
         beside = (0.16, 0.0) if x < 0 else (-0.16, 1.0)
-        painter.text(second, beside[0], y - style.size / 2, style, color=color, align=beside[1], opacity=opacity)
+        clear = math.copysign(max(abs(y), 0.3), y)  # off the line of the x axis
+        painter.text(second, beside[0], clear - style.size / 2, style, color=color, align=beside[1], opacity=opacity)
 
     def _coordinates(self) -> tuple[str, str]:
         first, second = self.values.values.reshape(-1, 2)[0].tolist()
@@ -254,8 +262,9 @@ class TurnThrough(Animation):
     half a circle.
     """
 
-    def __init__(self, plane: VectorPlane, tips: Traced, **kwargs: Any) -> None:
+    def __init__(self, plane: VectorPlane, tips: Traced, *, degrees: Traced | None = None, **kwargs: Any) -> None:
         self.stops = require_traced(tips, "TurnThrough")
+        self.degrees = degrees  # (S,) sizes of the wedge, if it is written
         if self.stops.ndim != 3 or self.stops.shape[1:] != (len(plane.roles), 2):
             raise ValueError(f"TurnThrough needs (stops, {len(plane.roles)}, 2), got shape {self.stops.shape}")
         pairs = np.asarray(self.stops, dtype=float)
@@ -278,6 +287,8 @@ class TurnThrough(Animation):
         self.mobject.lengths = self.lengths[low] * (1 - share) + self.lengths[low + 1] * share
         self.mobject.angles = self.angles[low] * (1 - share) + self.angles[low + 1] * share
         self.mobject.values = self.stops[round(place)]
+        if self.degrees is not None:
+            self.mobject.wedge_value = self.degrees[round(place)]
 
 
 def _pairs(tips: Traced) -> np.ndarray:

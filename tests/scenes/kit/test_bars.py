@@ -39,6 +39,18 @@ def test_signed_bars_leave_zero_to_both_sides():
     assert bars.tip(1)[0] == pytest.approx(-1.0)
 
 
+def test_zero_can_lie_anywhere_on_the_ground():
+    bars = Bars(SIGNED, limit=2.0, length=4.0, signed=0.25)
+    assert [bars.tip(k)[0] for k in range(2)] == pytest.approx([2.0, -2.5])  # 1.5 units of length a unit of value
+
+
+def test_a_bar_that_was_not_there_snaps_into_being():
+    bars = Bars(Traced("weights", np.array([np.nan, 1.0])), limit=1.0)
+    later = bars.copy().set_values(Traced("later", np.array([0.5, 0.5])))
+    assert np.isnan(halfway(bars, later, 0.4).amounts[0])
+    assert halfway(bars, later, 1.0).amounts.tolist() == [0.5, 0.5]
+
+
 def test_a_nan_draws_no_bar():
     image = pixels(Bars(Traced("weights", np.array([np.nan])), limit=1.0, number=None))
     assert amount_of(image, theme.SCORE) == 0

@@ -73,6 +73,12 @@ def test_a_rider_sits_on_the_curve():
     assert color_at(pixels(axes), axes.place(2.0, 1.0) + 0.06 * UP) == theme.LOSS
 
 
+def test_a_rider_that_was_not_there_arrives():
+    axes = chart()
+    number = axes.curve(X, Y, role="LOSS")
+    assert halfway(axes, axes.copy().ride(number, 0.5), 1.0).rider[number] == 0.5
+
+
 def test_points_alone_are_dots_without_a_line():
     axes = chart()
     axes.curve(X, Y, role="KEY", line=0, dots=0.12)
