@@ -1,5 +1,6 @@
 """What goes between the parent and its workers: plain data. Imports nothing heavy."""
 
+import traceback
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,8 @@ class TopicResult:
 
 def run_task(name: str, *arguments: Any) -> Any:
     """Call a function of the worker module, which only workers import; an error comes back as a Failure."""
-    from scripts.pipeline import worker
-
+    try:
+        from scripts.pipeline import worker
+    except Exception:  # a mistake in the kit, or a library that is missing
+        return Failure(traceback.format_exc().strip())
     return worker.attempt(getattr(worker, name), *arguments)

@@ -1,6 +1,7 @@
 """Real renders of small topics at 160 x 90."""
 
 import json
+import sys
 from concurrent.futures import Executor
 from dataclasses import replace
 from pathlib import Path
@@ -243,3 +244,11 @@ def test_a_scene_file_that_cannot_be_imported_is_a_broken_topic(monkeypatch, tmp
     results = render(["gone", "tiny"], request(tmp_path, formats=("gif",)), Listener())
     assert "No module named 'tests.scripts.topics.no_such_module'" in (results[0].error or "")
     assert results[1].ok
+
+
+def test_a_kit_that_cannot_be_imported_is_shown_with_its_traceback(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "scripts.pipeline.worker", None)
+    monkeypatch.delattr("scripts.pipeline.worker")
+    result = render(["tiny"], request(tmp_path, formats=("gif",)), Listener())[0]
+    assert "scripts.pipeline.worker" in (result.error or "")
+    assert "Traceback" in (result.error or "")
