@@ -227,6 +227,33 @@ def test_the_counters_and_the_bill_are_the_published_formulas(shown):
     assert shown.long_flops_ratio[-1] == pytest.approx(59.95, abs=0.01)
 
 
+def test_the_light_floods_back_only_without_the_mask(shown):
+    prompt, later = slice(0, 8), slice(8, None)
+    for field in (shown.key_change_causal, shown.key_change_bidirectional):
+        assert torch.equal(field.isnan(), torch.arange(11).expand(3, 11) >= 8)  # later keys have no past to differ from
+        assert field[:, later].isnan().all()
+    assert (shown.key_change_causal[:, prompt] < 1e-6).all()
+    assert (shown.key_change_bidirectional[0, prompt] < 1e-6).all()
+    assert (shown.key_change_bidirectional[1:, prompt] > 0.1).all()
+    assert torch.equal(shown.max_change_causal, shown.key_change_causal[:, prompt].amax(dim=1))
+    assert torch.equal(shown.max_change_bidirectional, shown.key_change_bidirectional[:, prompt].amax(dim=1))
+
+
+def test_the_long_curve_starts_with_the_short_one_and_ends_at_the_trained_length(shown):
+    assert (int(shown.long_contexts[0]), int(shown.long_contexts[-1])) == (8, 64)
+    for short, long in (
+        (shown.contexts, shown.long_contexts),
+        (shown.flops_with_cache, shown.long_flops_with_cache),
+        (shown.flops_without_cache, shown.long_flops_without_cache),
+    ):
+        assert torch.equal(long[: len(short)], short)
+
+
+def test_the_chip_can_do_the_work_of_its_datasheet_for_each_byte(shown):
+    # NVIDIA A100 80GB SXM: 312 TFLOPS and 2,039 GB/s
+    assert shown.offer_intensity.tolist() == pytest.approx([1.0, 312_000 / 2039])
+
+
 def test_another_prompt_and_head_are_traced_the_same_way():
     trace = kv_cache.trace(
         Config(prompt="one day the young crab lost a", layer=2, head=3, max_new_tokens=2, batch_size=4)

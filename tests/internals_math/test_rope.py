@@ -234,6 +234,15 @@ def test_slowed_hands_and_the_decay_curve_are_the_formulas(shown):
     assert shown.decay_curve[[0, 100, 250]].tolist() == pytest.approx([32.5, 10.227, 6.548], rel=1e-3)
 
 
+def test_the_single_hand_starts_as_it_is_and_turns_by_theta_at_each_step(shown):
+    torch.testing.assert_close(shown.q_turned[0, :, 0], shown.q_pairs)
+    for step in (1, 44):
+        expected = to_pairs(rotation_matrix(step, rope_frequencies(8, 100.0)) @ shown.q.double())
+        torch.testing.assert_close(shown.q_turned[step, :, 0].double(), expected, atol=1e-5, rtol=0)
+    whole_turns = (shown.turn_angles - shown.turn_angles[0]) / (2 * math.pi) - shown.turns
+    torch.testing.assert_close(whole_turns, whole_turns.round(), atol=1e-5, rtol=0)
+
+
 def test_rows_of_the_score_matrices_are_queries_and_columns_are_keys(shown):
     row, column = shown.config.query_index, shown.config.key_index
     assert shown.score_matrix_plain[row, column] == pytest.approx(float(shown.q @ shown.k), abs=1e-4)
