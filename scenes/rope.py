@@ -13,7 +13,7 @@ from scenes.kit.label import Label, Readout, StepThrough
 from scenes.kit.number_line import NumberLine, SlideThrough
 from scenes.kit.shapes import Stroke
 from scenes.kit.tensor_grid import TensorGrid, largest
-from scenes.kit.token_row import RowNames, TokenRow
+from scenes.kit.token_row import BOS, RowNames, TokenRow
 from scenes.kit.topic_scene import TopicScene, chapter, loop
 from scenes.kit.vector_plane import TurnThrough, VectorPlane
 
@@ -40,9 +40,9 @@ class RoPE(TopicScene):
             )
             for k, position in enumerate(test.positions_without)
         ]
-        place_name = Label("position", size=0.18, color=theme.MUTED).next_to(places[0], LEFT, buff=0.55)
+        place_name = Label("position", color=theme.MUTED).next_to(places[0], LEFT, buff=0.55)
         outputs, names = zip(
-            self.last_word_takes(test.output_before, f"what “{test.tokens_before[-1]}” takes away", -1.15),
+            self.last_word_takes(test.output_before, f"output of “{test.tokens_before[-1]}”", -1.15),
             self.last_word_takes(test.output_after, "after the swap", -2.0),
             strict=True,
         )
@@ -62,8 +62,8 @@ class RoPE(TopicScene):
         self.say("Without positions, the first layer cannot tell these apart.")
         change = self.change_of_layer(test.change_without, ".0e")
         leak = Label(
-            f"after the last layer: {test.change_last_without:.0f}\n(its causal mask leaks order)",
-            size=theme.SMALL, color=theme.MUTED, align=0.5,
+            f"after the last layer: {test.change_last_without:.0f}\n(the mask leaks order)",
+            color=theme.MUTED, align=0.5,
         ).next_to(change, DOWN, buff=0.3)  # fmt: skip
         change.add(leak)
         self.play(FadeIn(change), run_time=theme.QUICK)
@@ -98,12 +98,12 @@ class RoPE(TopicScene):
         """Return an output of the last word and what to call it."""
         limit = largest(self.trace.swap_test.output_before, self.trace.swap_test.rope_output_before)
         grid = TensorGrid(values, cell=(0.72, 0.54), number="+.1f", limit=limit, role="OUTPUT").move_to([0, height, 0])
-        return grid, Label(name, size=0.18, color=theme.MUTED).next_to(grid, LEFT, buff=0.3)
+        return grid, Label(name, color=theme.MUTED).next_to(grid, LEFT, buff=0.3)
 
     def change_of_layer(self, change: Any, spec: str) -> Group:
         """Return how much the output of the first layer changed by the swap."""
-        number = Readout(lambda v: format(v, spec), change, size=0.3, bold=True).move_to([4.85, -1.1, 0])
-        words = Label("largest change in\nthe layer’s output", size=0.18, color=theme.MUTED, align=0.5)
+        number = Readout(lambda v: format(v, spec), change, size=0.3, bold=True).move_to([4.85, -1.0, 0])
+        words = Label("largest change in\nthe layer’s output", color=theme.MUTED, align=0.5)
         return Group(number, words.next_to(number, DOWN, buff=0.25))
 
     def swap_tiles(self, row: TokenRow, swapped: TokenRow, *meanwhile: Any) -> None:
@@ -177,7 +177,7 @@ class RoPE(TopicScene):
     def rigid_wedge(self):
         """Move both words together and the score stays put."""
         trace = self.trace
-        plane, query, key, score = self.wedge_picture(1.8, [-3.9, 0.75, 0])
+        plane, query, key, score = self.wedge_picture(2.1, [-3.7, 0.8, 0])
         line = NumberLine(
             [trace.key_positions[0], trace.query_positions[0]], span=(0, 52), length=12.2, roles=["KEY", "QUERY"],
             ticks=range(0, 53, 10), tick_format="d", names=[trace.key_token, trace.query_token],
@@ -213,10 +213,10 @@ class RoPE(TopicScene):
                 key.animate.set_value(trace.key_positions[step]),
                 line.animate.set_values(together),
                 score[1].animate.set_values(trace.score_by_shift[step : step + 1]),
-                run_time=0.6,
+                run_time=0.5,
             )
         plane.clear_ghosts()
-        even = {"rate_func": linear, "run_time": 5.0}
+        even = {"rate_func": linear, "run_time": 4.7}
         positions = trace.key_positions[3:], trace.query_positions[3:]
         self.play(
             TurnThrough(plane, trace.arrows_by_shift[3:, 0], degrees=trace.angle_between[3:, 0], **even),
@@ -225,7 +225,7 @@ class RoPE(TopicScene):
             StepThrough(key, positions[0], **even),
             score[1].animate(**even).set_values(trace.score_by_shift[-1:]),
         )
-        self.hold(0.4)
+        self.hold(0.3)
 
         self.say("Only the distance between the two positions is left.")
         law = Formula(
@@ -275,8 +275,13 @@ class RoPE(TopicScene):
         bar.move_to([0, 0.05, 0]).align_to([0.6, 0, 0], LEFT)
         root = bar.hide().tip(0)
         zero = Stroke(root + 0.36 * UP, root + 0.36 * DOWN, color=theme.MUTED)
-        name = Label("score: query · key", size=0.22, color=theme.MUTED).next_to(bar, UP, buff=0.2).align_to(bar, LEFT)
-        return plane, query, key, Group(name, bar, zero)
+        name = (
+            Label("score: query · key, all pairs", size=0.22, color=theme.MUTED)
+            .next_to(bar, UP, buff=0.2)
+            .align_to(bar, LEFT)
+        )
+        pair = Label("fastest pair", color=theme.MUTED).move_to(plane.get_top() + 0.12 * UP).align_to(plane, LEFT)
+        return plane.add(pair), query, key, Group(name, bar, zero)
 
     # -- chapter 4 --------------------------------------------------------------------------------------------------
 
@@ -331,7 +336,7 @@ class RoPE(TopicScene):
             for pair in range(pairs)
         ]
         names = [
-            Label(name, size=0.18, color=theme.MUTED).next_to(chart, RIGHT, buff=0.15)
+            Label(name, color=theme.MUTED).next_to(chart, RIGHT, buff=0.15)
             for name, chart in zip(("fastest", "fast", "slow", "slowest"), small, strict=False)
         ]
         big = Chart(
@@ -381,8 +386,8 @@ class RoPE(TopicScene):
         """Shift the whole text: the same logits, to rounding."""
         trace = self.trace
         limit = largest(trace.score_matrix_plain, trace.score_matrix_rope)
-        grid = TensorGrid(trace.score_matrix_plain, cell=(0.7, 0.5), number=".0f", limit=limit)
-        grid.move_to([-1.8, -0.25, 0])
+        grid = TensorGrid(trace.score_matrix_plain, cell=(0.82, 0.5), number=".0f", limit=limit)
+        grid.move_to([-1.5, -0.25, 0])
         for row in range(grid.rows):
             grid.hide(rows=row, columns=slice(row + 1, None))  # a query sees no later key
         places = [
@@ -391,18 +396,23 @@ class RoPE(TopicScene):
             .align_to(grid.get_left() + 0.15 * LEFT, RIGHT)
             for row, position in enumerate(trace.score_positions)
         ]
-        names = RowNames(trace.tokens, grid, gap=1.0)
-        keys = TokenRow(trace.tokens, tile=0.7, height=0.34, size=theme.SMALL, roles="KEY").next_to(grid, UP, buff=0.1)
+        names = RowNames(trace.tokens, grid, gap=0.95)
+        keys = [
+            Label("•" if token == BOS else token, color=theme.KEY)
+            .next_to(grid.column_center(k), UP, buff=0)
+            .set_y(grid.get_top()[1] + 0.25)
+            for k, token in enumerate(trace.tokens)
+        ]
         words = [
             Label("queries", color=theme.QUERY, bold=True).next_to(names, UP, buff=0.2).align_to(names, RIGHT),
-            Label("keys", color=theme.KEY, bold=True).next_to(keys, UP, buff=0.15),
+            Label("keys", color=theme.KEY, bold=True).next_to(grid, UP, buff=0.6),
         ]
         law = Formula("{{ tilde(q)_m : query }} dot {{ tilde(k)_n : key }}", size=0.34, query="QUERY", key="KEY")
-        law.move_to([4.9, 2.25, 0])
+        law.move_to([5.0, 2.3, 0])
         state = Label("scores before the rotation", color=theme.MUTED).next_to(grid, DOWN, buff=0.25)
         turned = Label("scores after the rotation", bold=True).next_to(grid, DOWN, buff=0.25)
         self.say("All scores of the sentence, and what the rotation makes of them.")
-        self.play(FadeIn(grid, names, keys, *places, *words, state), run_time=theme.QUICK)
+        self.play(FadeIn(grid, names, *keys, *places, *words, state), run_time=theme.QUICK)
         self.hold(0.9)
         self.play(FadeOut(state), run_time=0.2)
         self.play(grid.animate.set_values(trace.score_matrix_rope), FadeIn(turned, law), run_time=1.2)
@@ -410,16 +420,16 @@ class RoPE(TopicScene):
         far = len(trace.shift_test_shifts) - 1
         self.say(f"Shifted by {trace.shift_test_shifts[far]:,} positions: the same logits, to rounding.")
         heads = [
-            Label(words, size=0.18, color=theme.MUTED, align=1.0).move_to([0, 1.5, 0]).align_to([x, 0, 0], RIGHT)
-            for words, x in (("whole text\nmoved by", 3.2), ("largest change\nof a logit", 6.2))
+            Label(words, color=theme.MUTED, align=1.0).move_to([0, 1.1, 0]).align_to([x, 0, 0], RIGHT)
+            for words, x in (("whole text\nmoved by", 3.9), ("largest change\nof a logit", 6.45))
         ]
         self.play(FadeIn(*heads), run_time=0.3)
         for row in range(far + 1):
-            y = 0.65 - 0.6 * row
+            y = 0.25 - 0.6 * row
             shift = Readout(lambda n: f"{n:,}", trace.shift_test_shifts[row], size=0.26).move_to([2.9, y, 0])
             moved = Readout(lambda d: f"{d:.1e}", trace.shift_test_diff[row], size=0.26, bold=True)
-            shift.align_to([3.2, 0, 0], RIGHT)
-            moved.move_to([4.9, y, 0]).align_to([6.2, 0, 0], RIGHT)
+            shift.align_to([3.9, 0, 0], RIGHT)
+            moved.move_to([4.9, y, 0]).align_to([6.45, 0, 0], RIGHT)
             self.play(
                 *(place.animate.set_value(trace.shifted_positions[row, k], RIGHT) for k, place in enumerate(places)),
                 grid.animate.set_values(trace.score_matrix_shifted[row]),
@@ -450,14 +460,14 @@ class RoPE(TopicScene):
             )
         )
         edge = Stroke(*(chart.place(trace.train_length, y) for y in (0, 2)), dash=(0.08, 0.08), color=theme.MUTED)
-        edge_name = Label(f"trained up to {trace.train_length:d}", size=0.18, color=theme.MUTED)
+        edge_name = Label(f"trained up to {trace.train_length:d}", color=theme.MUTED)
         edge_name.next_to(edge, RIGHT, buff=0.15).shift(0.75 * UP)
         hand = VectorPlane(trace.slow_hand_none[0], ["QUERY"], radius=1.2).sector(trace.trained_arc)
         hand.move_to([4.85, 1.1, 0])
         hand_name = Label("slowest hand", bold=True, color=theme.QUERY).next_to(hand, UP, buff=0.2)
-        seen = Label("shaded: angles seen in training", size=0.18, color=theme.MUTED).next_to(hand, DOWN, buff=0.25)
+        seen = Label("shaded: seen in training", color=theme.MUTED).next_to(hand, DOWN, buff=0.25)
         speeds = TensorGrid(trace.inv_freq, map="QUERY", cell=(0.82, 0.5), number=".3f").move_to([4.85, -1.5, 0])
-        speeds_name = Label("the four hands, rad a word", size=0.18, color=theme.MUTED).next_to(speeds, DOWN, buff=0.2)
+        speeds_name = Label("the four hands, rad a word", color=theme.MUTED).next_to(speeds, DOWN, buff=0.2)
 
         self.say(f"Beyond {trace.train_length:d} words, the slowest hand reaches angles it has never seen.")
         self.play(FadeIn(chart, edge, edge_name, hand, hand_name, seen), run_time=theme.QUICK)

@@ -207,7 +207,7 @@ class Chart(Picture):
 
     def _draw_axes(self, painter: Painter) -> None:
         half_w, half_h = self.local_width / 2, self.local_height / 2
-        numbers, words = Style(theme.SMALL, "numbers"), Style(theme.SMALL * 1.08)
+        numbers, words = Style(theme.SMALL, "numbers"), Style(theme.LABEL)
         for tick in self.y_ticks:
             y = float(self._y(tick))
             if -half_h - 1e-6 <= y <= half_h + 1e-6:
@@ -222,7 +222,7 @@ class Chart(Picture):
                 painter.text(text, x, -half_h - 0.18 - numbers.size, numbers, color=theme.MUTED)
         self._draw_baseline(painter)
         painter.text(self.y_label, -half_w, half_h + 0.24, words, color=theme.MUTED, align=0)
-        painter.text(self.x_label, 0, -half_h - 0.62, words, color=theme.MUTED)
+        painter.text(self.x_label, 0, -half_h - 0.66, words, color=theme.MUTED)
 
     def _draw_baseline(self, painter: Painter) -> None:
         """Draw the x axis: at zero where zero is in sight, else at the foot, broken if zero lies below it."""

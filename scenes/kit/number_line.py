@@ -110,7 +110,7 @@ class NumberLine(Picture):
                 painter.polyline([(x, 0), (x, -0.1)], stroke=theme.MUTED, line=theme.HAIRLINE)
                 text = format_number(int(tick) if self.tick_format == "d" else tick, self.tick_format)
                 painter.text(text, x, -0.2 - numbers.size, numbers, color=theme.MUTED)
-        painter.text(self.label, 0, -0.34 - numbers.size - theme.LABEL, Style(theme.SMALL * 1.08), color=theme.MUTED)
+        painter.text(self.label, 0, -0.34 - numbers.size - theme.LABEL, Style(theme.LABEL), color=theme.MUTED)
         xs = [self._x(float(place)) for place in self.places]
         if self.gap > 0 and len(xs) > 1:
             ends = [(xs[0], 0), (xs[1], 0)]

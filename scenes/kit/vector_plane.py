@@ -11,7 +11,7 @@ from scenes.kit import theme
 from scenes.kit.painter import Painter
 from scenes.kit.picture import Picture
 from scenes.kit.traced import Traced, format_number, require_traced
-from scenes.kit.typography import Style
+from scenes.kit.typography import Style, width
 
 WEDGE = 0.42  # reach of the wedge, as a share of the radius
 
@@ -208,10 +208,10 @@ class VectorPlane(Picture):
         painter.arc(0, 0, reach, start, turn, fill=theme.SCORE, opacity=0.22 * opacity)
         painter.arc(0, 0, reach, start, turn, stroke=theme.SCORE, line=theme.THICK, opacity=opacity)
         if self.wedge_value is not None:
-            style = Style(theme.LABEL, bold=True)
+            style = Style(max(theme.LABEL, 0.09 * self.radius), bold=True)
             # far enough out that the number fits between the arrows
-            fits = 0.36 / max(abs(math.sin(turn / 2)), 0.1)
-            middle, place = start + turn / 2, max(reach + 0.35, min(fits, self.radius))
+            fits = 1.8 * style.size / max(abs(math.sin(turn / 2)), 0.1)
+            middle, place = start + turn / 2, max(reach + 1.8 * style.size, min(fits, self.radius))
             x, y = place * math.cos(middle), place * math.sin(middle) - style.size / 2
             painter.text(self._wedge_text(), x, y, style, color=theme.SCORE, opacity=opacity)
 
@@ -228,6 +228,8 @@ class VectorPlane(Picture):
         first, second = self._coordinates()
         # each number stands on the side of its axis where the arrow is not
         below = 0.16 if y < 0 else -0.16 - style.size
+        room = width(first, style) + 0.12  # lines do not run through the numbers
+        painter.box(x - room / 2, below - 0.07, room, style.size + 0.14, fill=theme.BACKGROUND, opacity=opacity)
         painter.text(first, x, below, style, color=color, opacity=opacity)
         beside = (0.16, 0.0) if x < 0 else (-0.16, 1.0)
         clear = math.copysign(max(abs(y), 0.3), y)  # off the line of the x axis
