@@ -181,21 +181,23 @@ def test_shifting_the_text_changes_positions_and_no_written_score(trace):
     assert {str(text) for text in texts.values()} == {rotated}
 
 
-def test_the_slowest_hand_leaves_the_trained_angles_and_slowed_down_it_does_not(trace):
+def test_the_slowest_hand_turns_as_measured_and_only_unslowed_leaves_the_trained_angles(trace):
     low, high = trace.trained_arc.tolist()
 
     def look(scene):
-        planes = pictures(scene, VectorPlane)
-        return (planes[0].values.field, float(planes[0].angles[0])) if planes else None
+        """Return the loss that is being drawn, and the hand beside it."""
+        (chart,), (hand,) = pictures(scene, Chart), pictures(scene, VectorPlane)
+        drawing = [curve.y.field for curve, share in zip(chart.curves, chart.drawn, strict=True) if 0 < share < 1]
+        return (drawing[0], hand.values.field, float(hand.angles[0])) if drawing else None
 
     _, seen = watched("longer", look)
     reached = {}
-    for field, angle in filter(None, seen):
-        reached.setdefault(field, []).append(angle)
-    assert max(reached["slow_hand_none"]) > high
-    for slowed in ("slow_hand_ntk", "slow_hand_linear"):
-        final = reached[slowed][-1] % (2 * math.pi)
-        assert low <= final <= high
+    for loss, field, angle in filter(None, seen):
+        assert field == loss.replace("loss", "slow_hand")
+        reached.setdefault(loss, []).append(angle % (2 * math.pi))
+    assert max(reached["loss_none"]) > high
+    for loss in ("loss_linear", "loss_ntk"):
+        assert low <= min(reached[loss]) < max(reached[loss]) <= high
 
 
 def test_other_words_give_another_wedge():
