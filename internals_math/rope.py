@@ -221,7 +221,7 @@ class Config(TopicConfig):
     base: float = option(100.0, "base of the frequencies; the tiny LM was trained with 100", minimum=2, maximum=1e7)
     query_index: int = option(7, "position of the query's word in the prompt", minimum=1, maximum=12)
     key_index: int = option(5, "position of the key's word in the prompt", minimum=0, maximum=12)
-    shift_max: int = option(44, "how far both words are moved", minimum=1, maximum=200)
+    shift_max: int = option(44, "how far both words are moved", minimum=12, maximum=200)
     layer: int = option(2, "decoder layer to show", minimum=0, maximum=2)
     head: int = option(2, "attention head to show", minimum=0, maximum=3)
     prompt: str = option("one day the old fox found a", "words of the story world, 6 to 12 of them")

@@ -178,11 +178,10 @@ class RoPE(TopicScene):
         """Move both words together and the score stays put."""
         trace = self.trace
         plane, query, key, score = self.wedge_picture(2.1, [-3.7, 0.8, 0])
-        line = NumberLine(
-            [trace.key_positions[0], trace.query_positions[0]], span=(0, 52), length=12.2, roles=["KEY", "QUERY"],
-            ticks=range(0, 53, 10), tick_format="d", names=[trace.key_token, trace.query_token],
-            label="position in the text",
-        ).move_to([0, -2.0, 0])  # fmt: skip
+        line = self.text_line(
+            [trace.key_positions[0], trace.query_positions[0]], trace.query_positions[-1], roles=["KEY", "QUERY"],
+            names=[trace.key_token, trace.query_token], label="position in the text",
+        )  # fmt: skip
 
         self.say("The query turns by its position, the key by its own.")
         self.play(FadeIn(plane, query, key, line), run_time=theme.MOVE)
@@ -235,6 +234,12 @@ class RoPE(TopicScene):
         self.play(FadeIn(law, shift=0.1 * UP), run_time=theme.MOVE)
         self.hold(0.6)
 
+    def text_line(self, values: Any, last: Any, **looks: Any) -> NumberLine:
+        """Return a line across the stage on which words stand at their positions, up to the last one."""
+        ticks = range(0, int(last) + 1, 10 if int(last) < 100 else 50)
+        line = NumberLine(values, span=(0, int(last) + 1), length=12.2, ticks=ticks, tick_format="d", **looks)
+        return line.move_to([0, -2.0, 0])
+
     @loop
     def spinning(self):
         """Both arrows turn, the wedge and the score stay."""
@@ -270,18 +275,23 @@ class RoPE(TopicScene):
             lambda n: f"key “{trace.key_token}” at position {n:d}", trace.key_positions[0],
             face="words", bold=True, color=theme.KEY, size=0.26,
         ).move_to([0, 1.45, 0]).align_to([0.6, 0, 0], LEFT)  # fmt: skip
-        limit = 1.15 * largest(trace.score_by_shift, trace.score_apart)
-        bar = Bars(trace.score_by_shift[:1], limit=limit, length=5.2, step=0.6, number_size=0.26, signed=0.2)
+        scores = [float(score) for field in (trace.score_by_shift, trace.score_apart) for score in field]
+        low, high = min(0.0, *scores), max(0.0, *scores)
+        zero = 0.05 - 0.9 * low / (high - low)  # the ground holds every score that will be shown
+        bar = Bars(
+            trace.score_by_shift[:1], limit=(1 - zero) * (high - low) / 0.9, length=5.0, step=0.6, number_size=0.26,
+            signed=zero,
+        )  # fmt: skip
         bar.move_to([0, 0.05, 0]).align_to([0.6, 0, 0], LEFT)
         root = bar.hide().tip(0)
-        zero = Stroke(root + 0.36 * UP, root + 0.36 * DOWN, color=theme.MUTED)
+        axis = Stroke(root + 0.36 * UP, root + 0.36 * DOWN, color=theme.MUTED)
         name = (
             Label("score: query · key, all pairs", size=0.22, color=theme.MUTED)
             .next_to(bar, UP, buff=0.2)
             .align_to(bar, LEFT)
         )
         pair = Label("fastest pair", color=theme.MUTED).move_to(plane.get_top() + 0.12 * UP).align_to(plane, LEFT)
-        return plane.add(pair), query, key, Group(name, bar, zero)
+        return plane.add(pair), query, key, Group(name, bar, axis)
 
     # -- chapter 4 --------------------------------------------------------------------------------------------------
 
@@ -301,10 +311,9 @@ class RoPE(TopicScene):
             turns.append(turn.next_to(speed, DOWN, buff=0.2))
             wave = Label(f"a turn in {trace.wavelengths[pair]:.0f} words", bold=True, color=theme.QUERY)
             waves.append(wave.move_to(speed))
-        line = NumberLine(
-            trace.shifts[0], span=(0, len(trace.shifts)), length=12.2, ticks=range(0, len(trace.shifts), 10),
-            tick_format="d", roles="QUERY", names=[trace.query_token], label="position of the word",
-        ).move_to([0, -2.05, 0])  # fmt: skip
+        line = self.text_line(
+            trace.shifts[0], trace.shifts[-1], roles="QUERY", names=[trace.query_token], label="position of the word"
+        )
 
         self.say("A head has several such pairs, and each turns at its own speed.")
         self.play(FadeIn(*planes, *speeds), run_time=theme.MOVE)
@@ -386,8 +395,11 @@ class RoPE(TopicScene):
         """Shift the whole text: the same logits, to rounding."""
         trace = self.trace
         limit = largest(trace.score_matrix_plain, trace.score_matrix_rope)
-        grid = TensorGrid(trace.score_matrix_plain, cell=(0.82, 0.5), number=".0f", limit=limit)
-        grid.move_to([-1.5, -0.25, 0])
+        count = len(trace.tokens)
+        cell = (min(0.82, 6.56 / count), min(0.5, 4.0 / count))
+        roomy = cell[0] > 0.7  # for numbers in the cells and words above them
+        grid = TensorGrid(trace.score_matrix_plain, cell=cell, number=".0f" if roomy else None, limit=limit)
+        grid.move_to([-1.35, -0.25, 0])
         for row in range(grid.rows):
             grid.hide(rows=row, columns=slice(row + 1, None))  # a query sees no later key
         places = [
@@ -402,6 +414,7 @@ class RoPE(TopicScene):
             .next_to(grid.column_center(k), UP, buff=0)
             .set_y(grid.get_top()[1] + 0.25)
             for k, token in enumerate(trace.tokens)
+            if roomy
         ]
         words = [
             Label("queries", color=theme.QUERY, bold=True).next_to(names, UP, buff=0.2).align_to(names, RIGHT),

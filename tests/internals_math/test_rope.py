@@ -312,7 +312,7 @@ def test_slowed_down_the_slowest_hand_stays_within_the_angles_it_was_trained_on(
 @pytest.mark.parametrize(
     "settings",
     [
-        {"prompt": "one day the old fox found", "query_index": 6, "key_index": 6, "shift_max": 1, "scale": 1},
+        {"prompt": "one day the old fox found", "query_index": 6, "key_index": 6, "shift_max": 12, "scale": 1},
         {"prompt": "one day the old fox found a golden key in the well", "query_index": 12, "key_index": 0},
         {"base": 1e7, "shift_max": 200, "layer": 0, "head": 3, "scale": 16},
         {"base": 2},
