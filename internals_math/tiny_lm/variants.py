@@ -96,6 +96,12 @@ VARIANTS: dict[str, Variant] = {
         ModelConfig(num_key_value_heads=1),
         start_from="base",
     ),
+    "mqa": Variant(
+        "1 key-value head from the start; the saved weights went into the feed-forward",
+        BASE,
+        ModelConfig(num_key_value_heads=1, intermediate_size=112),
+        committed=True,
+    ),
     "window16": Variant(
         "the base trained on with a sliding window of 16", UPTRAIN, ModelConfig(sliding_window=16), start_from="base"
     ),
