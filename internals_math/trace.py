@@ -19,6 +19,7 @@ import difflib
 import hashlib
 import json
 import math
+import operator
 import os
 import types
 import typing
@@ -183,6 +184,13 @@ class TopicTrace:
             parts += [name, _bytes(value) if isinstance(value, Tensor) else json.dumps(value)]
         return digest(*parts)
 
+    def hash_of(self, names: Iterable[str]) -> str:
+        """Return 16 hex digits over the values of some fields, such as "keys" or "config.base", bit by bit."""
+        parts: list[str | bytes] = []
+        for name in sorted(names):
+            parts += [name, *_value_parts(operator.attrgetter(name)(self))]
+        return digest(*parts)
+
     def save(self, path: Path, **provenance: str) -> None:
         """Write one safetensors file; it is written aside and renamed, so it is whole or absent.
 
@@ -248,6 +256,19 @@ def _flatten(name: str, value: Any) -> dict[str, Any]:
         value = {spec.name: getattr(value, spec.name) for spec in fields(value)}
     parts = {f"{name}.{key}": part for key, part in value.items()} if isinstance(value, dict) else {name: value}
     return {key: list(part) if isinstance(part, tuple) else part for key, part in parts.items()}
+
+
+def _value_parts(value: Any) -> list[str | bytes]:
+    """Return a field's values as texts and bytes, with what it is made of in front."""
+    if isinstance(value, Tensor):
+        return [_bytes(value)]
+    if dataclasses.is_dataclass(value):
+        value = {spec.name: getattr(value, spec.name) for spec in fields(value)}
+    if isinstance(value, dict):
+        return [json.dumps(list(value)), *(part for item in value.values() for part in _value_parts(item))]
+    if isinstance(value, tuple | list):
+        return [str(len(value)), *(part for item in value for part in _value_parts(item))]
+    return [json.dumps(value)]
 
 
 def _rebuild(name: str, kind: Any, flat: dict[str, Any]) -> Any:

@@ -155,16 +155,29 @@ class TracedText(str):
 
 
 class TracedFields:
-    """The read-only fields of a Trace, a Config or one of their tables, as traced values."""
+    """The read-only fields of a Trace, a Config or one of their tables, as traced values.
 
-    def __init__(self, record: Any, prefix: str = "") -> None:
+    It notes the name of every field that is read: these are the inputs of the picture.
+    """
+
+    def __init__(self, record: Any, prefix: str = "", read: set[str] | None = None) -> None:
         self._record, self._prefix = record, prefix
+        self._read = set[str]() if read is None else read
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_") or not hasattr(self._record, name):
             what = type(self._record).__qualname__
             raise AttributeError(f"the {what} of {type(self._record).__module__} has no field {name!r}")
-        return traced(getattr(self._record, name), f"{self._prefix}{name}")
+        value, full_name = getattr(self._record, name), f"{self._prefix}{name}"
+        if dataclasses.is_dataclass(value):
+            return TracedFields(value, f"{full_name}.", self._read)
+        self._read.add(full_name)
+        return traced(value, full_name)
+
+
+def names_read(fields: TracedFields) -> list[str]:
+    """Return the names of the fields that were read so far, such as `keys` or `config.base`."""
+    return sorted(fields._read)
 
 
 def traced(value: Any, origin: str) -> Any:

@@ -111,7 +111,7 @@ def render(
         stills = request.options.get("stills")
         for folder in {units.unit_folder(), *(topic.folder for topic in work), *([Path(stills)] if stills else [])}:
             sweep(folder, run)
-    units.prune(keep=[job.key for topic in work if topic.plan for job in topic.plan.jobs])
+    units.prune(keep=[unit.folder.name for topic in work for unit in topic.rendered.values()])
     return [topic.result for topic in topics]
 
 

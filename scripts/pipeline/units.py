@@ -1,7 +1,9 @@
 """Units: the title card, a chapter, the end card, the loop. The piece of work, of cache and of parallelism.
 
 A rendered unit is a folder of the cache: its video, the stills of its key times, and unit.json with what the scene
-said about itself. The name of the folder is a hash of everything the picture depends on.
+said about itself. The name of the folder is two hashes of everything the picture depends on: of the code, theme and
+quality (the unit's key), and of those fields of the Trace that the unit read while it was played (its inputs). So a
+changed parameter renders only the units that show something it has changed.
 """
 
 import ast
@@ -13,13 +15,16 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from internals_math.sources import ROOT, source_files, source_hash
 from internals_math.storage import cache_folder
 from scenes.series import Topic
 from scripts.pipeline.files import file_hash, part_prefix
 from scripts.pipeline.quality import Quality
+
+if TYPE_CHECKING:  # the parent process does without torch
+    from internals_math.trace import TopicTrace
 
 OPENING, ENDING, LOOP = "opening", "ending", "loop"
 VIDEO, FACTS, PROGRESS_NOTE = "video.mp4", "unit.json", "progress"
@@ -38,7 +43,7 @@ class UnitJob:
     quality: Quality
     lossless: bool
     trace_file: str
-    key: str
+    key: str  # of the code, theme and quality; the inputs are known when it has been played
     run: str  # which call of the pipeline wants it; names what is half-written
 
     @property
@@ -51,8 +56,10 @@ class UnitJob:
 class RenderedUnit:
     """A unit's folder and what the scene said about it; times are seconds from the start of the unit."""
 
+    topic: str
     unit: str
     folder: Path
+    inputs: list[str]  # names of the fields of the Trace that it read
     seconds: float
     captions: list[dict[str, Any]]
     ledger: list[dict[str, Any]]
@@ -79,10 +86,10 @@ def still_name(index: int) -> str:
     return f"still-{index:02d}.png"
 
 
-def unit_key(topic: Topic, trace_hash: str, unit: str, theme: str, quality: Quality, *, lossless: bool) -> str:
-    """Return a hash of everything a unit's picture depends on."""
+def unit_key(topic: Topic, provenance: str, unit: str, theme: str, quality: Quality, *, lossless: bool) -> str:
+    """Return a hash of everything a unit's picture depends on but the values of the Trace."""
     parts = [
-        trace_hash,
+        provenance if unit == ENDING else "",  # the end card shows it
         [topic.slug, topic.title],
         unit_source(topic.module, unit),
         source_hash("scripts.pipeline.encode"),
@@ -142,11 +149,18 @@ def _names(tree: ast.AST) -> set[str]:
     return {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
 
 
-def load_unit(key: str, *, reused: bool = True) -> RenderedUnit | None:
-    """Return a unit of the cache; a missing, damaged or half-written one is None."""
-    folder = unit_folder() / key
+def load_unit(key: str, trace: "TopicTrace", *, reused: bool = True) -> RenderedUnit | None:
+    """Return the unit of the cache that was rendered from the same values; a missing, damaged or half-written one is
+    None."""
+    found = (_load(folder, trace, reused) for folder in sorted(unit_folder().glob(f"{key}-*")))
+    return next((unit for unit in found if unit is not None), None)
+
+
+def _load(folder: Path, trace: "TopicTrace", reused: bool) -> RenderedUnit | None:
     try:
         facts = json.loads((folder / FACTS).read_text())
+        if folder.name.rpartition("-")[2] != trace.hash_of(facts["inputs"]):
+            return None
         for name, expected in facts.pop("files").items():
             if file_hash(folder / name) != expected:
                 return None
@@ -156,11 +170,12 @@ def load_unit(key: str, *, reused: bool = True) -> RenderedUnit | None:
         return None
 
 
-def keep_unit(job: UnitJob, facts: dict[str, Any]) -> None:
+def keep_unit(job: UnitJob, trace: "TopicTrace", facts: dict[str, Any]) -> None:
     """Put a unit that was written aside into the cache, whole or not at all."""
     files = {path.name: file_hash(path) for path in sorted(job.aside.iterdir())}
-    (job.aside / FACTS).write_text(json.dumps({**facts, "files": files}))
-    target = unit_folder() / job.key
+    facts = {"topic": job.slug, "unit": job.unit, **facts, "files": files}
+    (job.aside / FACTS).write_text(json.dumps(facts))
+    target = unit_folder() / f"{job.key}-{trace.hash_of(facts['inputs'])}"
     shutil.rmtree(target, ignore_errors=True)
     job.aside.replace(target)
 

@@ -4,6 +4,7 @@ Workers get and return plain data, so any `concurrent.futures` executor whose wo
 """
 
 import importlib
+import json
 import os
 import shutil
 import signal
@@ -24,6 +25,7 @@ from internals_math import trace_store
 from scenes import series
 from scenes.kit import theme
 from scenes.kit.camera import KitCamera
+from scenes.kit.traced import names_read
 from scenes.series import Topic
 from scripts.pipeline import outputs, units
 from scripts.pipeline.encode import Encoder, UnitWriter, read_stills
@@ -76,13 +78,15 @@ def plan_topic(topic: Topic, request: Request, run: str) -> TopicPlan:
     except ValueError as error:
         raise WrongUse(str(error)) from error
     trace = trace_store.get(scene.core, config)
+    provenance = trace_store.provenance(scene.core)
+    made_with = json.dumps(provenance)
     quality = request.quality
     jobs = []
     for name in names:
         lossless = name == LOOP or request.make == "gif"
         size = loop_quality(quality) if lossless else quality
         for theme_name in request.themes:
-            key = units.unit_key(topic, trace.hash, name, theme_name, size, lossless=lossless)
+            key = units.unit_key(topic, made_with, name, theme_name, size, lossless=lossless)
             trace_file = str(trace_store.stored_file(scene.core, config))
             place = (scene.__module__, scene.__name__)
             jobs.append(UnitJob(topic.slug, *place, name, theme_name, size, lossless, trace_file, key, run))
@@ -97,7 +101,7 @@ def plan_topic(topic: Topic, request: Request, run: str) -> TopicPlan:
         loop_alt=scene.loop_alt,
         config=config.to_dict(),
         trace_hash=trace.hash,
-        provenance=trace_store.provenance(scene.core),
+        provenance=provenance,
     )
 
 
@@ -128,11 +132,12 @@ def select_units(scene: Any, request: Request) -> list[str]:
 
 def render_unit(job: UnitJob, fresh: bool) -> RenderedUnit:
     """Render one unit into the cache, or take it from there."""
-    found = None if fresh else units.load_unit(job.key)
-    if found is not None:
-        return found
     module = importlib.import_module(job.scene_module)
     scene_class = getattr(module, job.scene_class)
+    trace = scene_class.core.Trace.load(Path(job.trace_file))
+    found = None if fresh else units.load_unit(job.key, trace)
+    if found is not None:
+        return found
     shutil.rmtree(job.aside, ignore_errors=True)
     job.aside.mkdir(parents=True)
     theme.use(job.theme)
@@ -152,7 +157,6 @@ def render_unit(job: UnitJob, fresh: bool) -> RenderedUnit:
             file_writer_class=lambda given: UnitWriter(given, encoder, progress_note(job)),  # type: ignore[arg-type]
             camera_class=KitCamera,
         )
-        trace = scene_class.core.Trace.load(Path(job.trace_file))
         scene = scene_class(renderer, trace=trace, unit=job.unit)
         writer: UnitWriter = renderer.file_writer
         writer.scene = scene
@@ -167,14 +171,14 @@ def render_unit(job: UnitJob, fresh: bool) -> RenderedUnit:
     for index, still in enumerate(stills):
         _write_still(still, job.aside / units.still_name(index))
     facts = {
-        "unit": job.unit,
+        "inputs": names_read(scene.trace),
         "seconds": encoder.seconds,
         "captions": [asdict(caption) for caption in scene.captions],
         "ledger": scene.ledger,
         "key_times": key_times,
     }
-    units.keep_unit(job, facts)
-    rendered = units.load_unit(job.key, reused=False)
+    units.keep_unit(job, trace, facts)
+    rendered = units.load_unit(job.key, trace, reused=False)
     if rendered is None:
         raise UserError(f"the cache {units.unit_folder()} did not keep {job.slug}, {job.unit}; is the disk full?")
     return rendered

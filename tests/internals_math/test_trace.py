@@ -200,6 +200,11 @@ def test_a_trace_is_flat_under_dotted_names_in_the_order_of_its_fields():
 )
 def test_any_change_of_any_value_changes_the_hash_of_a_trace(changes):
     assert make(**changes).hash != make().hash
+    assert make(**changes).hash_of(changes) != make().hash_of(changes)
+
+
+def test_the_hash_of_some_fields_is_deaf_to_the_others():
+    assert make(note="").hash_of(["loss", "config"]) == make().hash_of(["loss", "config"])
 
 
 def test_what_was_saved_comes_back_with_the_same_values_kinds_and_hash(tmp_path):

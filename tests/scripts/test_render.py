@@ -107,7 +107,7 @@ def test_the_manifest_names_every_file_with_its_size_and_says_where_numbers_came
     for theme in ("dark", "light"):
         facts = about["renders"][theme]
         assert all((rendered / name).stat().st_size == file["bytes"] for name, file in facts["files"].items())
-        assert facts["config"] == {"seed": 0}
+        assert facts["config"] == {"seed": 0, "shift": 0.0}
         assert set(facts["provenance"]) >= {"model", "core"}
         assert [caption["text"] for caption in facts["captions"]] == ["Here are six numbers.", "And here are three."]
         origins = {entry["origin"] for entry in facts["ledger"] if entry["unit"] == "grid"}
@@ -170,9 +170,18 @@ def test_a_damaged_unit_is_rendered_again_and_the_video_is_the_same(empty_cache,
 def test_another_setting_renders_other_numbers(empty_cache, tmp_path):
     one(tmp_path / "a", formats=("mp4",))
     other = one(tmp_path / "b", formats=("mp4",), settings=("seed=1",))
-    assert other.rendered == 4
-    assert json.loads((tmp_path / "b/tiny/manifest.json").read_text())["renders"]["dark"]["config"] == {"seed": 1}
+    assert (other.rendered, other.reused) == (2, 2)  # title card and end card show none of them
+    config = json.loads((tmp_path / "b/tiny/manifest.json").read_text())["renders"]["dark"]["config"]
+    assert config == {"seed": 1, "shift": 0.0}
     assert (tmp_path / "a/tiny/tiny.mp4").read_bytes() != (tmp_path / "b/tiny/tiny.mp4").read_bytes()
+
+
+def test_a_setting_renders_only_the_chapters_that_show_what_it_changes(empty_cache, tmp_path):
+    one(tmp_path, formats=("mp4",))
+    other = one(tmp_path, formats=("mp4",), settings=("shift=0.5",))
+    assert (other.rendered, other.reused) == (1, 3)
+    back = one(tmp_path, formats=("mp4",))
+    assert (back.rendered, back.reused) == (0, 4)
 
 
 def test_formats_of_the_loop_need_no_chapter(empty_cache, tmp_path):

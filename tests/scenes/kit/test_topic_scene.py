@@ -20,7 +20,8 @@ SMALL = {"pixel_width": 160, "pixel_height": 90, "frame_rate": 10, "dry_run": Tr
 
 def play(scene_class, unit):
     """Play one unit of a scene over a fixed trace; writes nothing."""
-    trace = CORE.Trace(CORE.Config(), torch.tensor([[1.0, -2.0, 0.5], [0.25, 3.0, -0.75]]))
+    numbers = torch.tensor([[1.0, -2.0, 0.5], [0.25, 3.0, -0.75]])
+    trace = CORE.Trace(CORE.Config(), numbers, numbers[:1])
     with tempconfig(SMALL):
         scene = scene_class(trace=trace, unit=unit)
         scene.render()

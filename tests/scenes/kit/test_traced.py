@@ -4,7 +4,18 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scenes.kit.traced import Traced, TracedText, allow_notation, format_number, read_text, require_traced, traced
+from scenes.kit.traced import (
+    Traced,
+    TracedFields,
+    TracedText,
+    allow_notation,
+    format_number,
+    names_read,
+    read_text,
+    require_traced,
+    traced,
+)
+from tests.scripts.topics.cores import tiny
 
 KEYS = Traced("keys", np.arange(24.0).reshape(4, 6))
 
@@ -94,3 +105,11 @@ def test_trace_fields_of_every_kind_become_traced():
     assert traced(3, "n").origin == "n"
     assert traced(("a", "b"), "tokens")[1].origin == "tokens[1]"
     assert traced({"full": 1.5}, "loss")["full"].origin == "loss.full"
+
+
+def test_the_fields_that_were_read_are_known_by_name():
+    trace = tiny.Trace(tiny.Config(), torch.ones(2, 3), torch.ones(1, 3))
+    fields = TracedFields(trace)
+    assert names_read(fields) == []
+    _ = fields.numbers, fields.config.seed
+    assert names_read(fields) == ["config.seed", "numbers"]

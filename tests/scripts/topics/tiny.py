@@ -29,7 +29,7 @@ class Tiny(TopicScene):
     def row(self):
         """One row is enough."""
         self.say("And here are three.")
-        self.play(FadeIn(TensorGrid(self.trace.numbers[:1])), run_time=0.3)
+        self.play(FadeIn(TensorGrid(self.trace.shifted)), run_time=0.3)
 
     @loop
     def there_and_back(self):
