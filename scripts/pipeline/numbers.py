@@ -9,10 +9,11 @@ from typing import Any
 
 from torch import Tensor
 
-from internals_math import trace_store
+from internals_math import progress, trace_store
 from internals_math.trace import TopicTrace
 from scripts.pipeline.errors import WrongUse
 from scripts.pipeline.files import check_folder
+from scripts.pipeline.progress import WorkProgress
 
 SHOWN = 8  # numbers of a tensor in the table
 
@@ -28,7 +29,8 @@ def load(slug: str, settings: Iterable[str], *, fresh: bool = False) -> TopicTra
         config = core.Config.parse(settings)
     except ValueError as error:
         raise WrongUse(str(error)) from error
-    return trace_store.get(core, config, fresh=fresh)
+    with WorkProgress() as bars, progress.listening(bars):
+        return trace_store.get(core, config, fresh=fresh)
 
 
 def to_table(trace: TopicTrace) -> str:

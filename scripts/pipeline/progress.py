@@ -8,6 +8,7 @@ from rich.progress import (
     MofNCompleteColumn,
     Progress,
     ProgressColumn,
+    TaskID,
     TaskProgressColumn,
     TextColumn,
     TimeRemainingColumn,
@@ -72,3 +73,23 @@ class StepProgress:
 
     def __call__(self, step: int, total: int, loss: float) -> None:
         self.bars.update(self.task, completed=step, total=total, description=f"{self.title} {loss:.3f}")
+
+
+class WorkProgress:
+    """A bar for each long computation that reports steps; nothing is drawn if none does."""
+
+    def __init__(self) -> None:
+        self.bars = _bars(MofNCompleteColumn(), TextColumn("steps"))
+        self.tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.bars.stop()
+
+    def __call__(self, title: str, done: int, total: int) -> None:
+        if title not in self.tasks:
+            self.bars.start()
+            self.tasks[title] = self.bars.add_task(title, total=total)
+        self.bars.update(self.tasks[title], completed=done)
