@@ -286,6 +286,7 @@ class Limits:
 
     name: tuple[str, ...]
     context: Int[Tensor, " W"]  # tokens
+    head_dim: Int[Tensor, " W"]
     heads_on_chip: Int[Tensor, " W"]
     sequences_on_chip: Int[Tensor, " W"]
 
@@ -308,8 +309,8 @@ class Trace(TopicTrace):
     last_weights_mqa: Float[Tensor, "T H"]  # the newest query's weights, a column for each head
     output_mqa: Float[Tensor, "H k"]  # of the newest token
     most_attended: tuple[str, ...]  # H: the token with the largest of these weights
-    cache_mha: Float[Tensor, "T 2Hk"]  # a row is what one token leaves in this layer: all keys, then all values
-    cache_mqa: Float[Tensor, "T 2k"]
+    cache_mha: Float[Tensor, "T of_all_heads"]  # a row is what one token leaves in this layer: keys, values
+    cache_mqa: Float[Tensor, "T of_one_head"]
     cache_elements_mha: Int[Tensor, " T"]  # after each token
     cache_elements_mqa: Int[Tensor, " T"]
     cache_ratio: int
@@ -368,13 +369,6 @@ def trace(config: Config) -> Trace:
         for keys, values in ((key_mha, value_mha), (key_mqa, value_mqa))
     )
     tokens_so_far = torch.arange(1, config.num_tokens + 1)
-    steps = torch.arange(0, LONG_STEPS + 1, 16)[1:]
-    traffic, traffic_mqa = (
-        decode_traffic(config.batch_size, LONG_STEPS, PAPER_WIDTH, PAPER_HEADS, PAPER_HEAD_DIM, heads)
-        for heads in (PAPER_HEADS, 1)
-    )
-    microsecond = 1e6
-    per_element = 2 / CHIP_BYTES_PER_SECOND * microsecond
     models, floor = _models(base, shared, config.seed), tiny_lm.held_out().entropy_floor
     seeds = [tiny_lm.read_facts(tiny_lm.committed_path(name))["loss"] for name in SEEDS]
     spread = torch.tensor([min(seeds), max(seeds)])
@@ -400,11 +394,7 @@ def trace(config: Config) -> Trace:
         cache_ratio=cache_mha.numel() // cache_mqa.numel(),
         bytes_read_mha=tokens_so_far * cache_mha.shape[1] * cache_mha.element_size(),
         bytes_read_mqa=tokens_so_far * cache_mqa.shape[1] * cache_mqa.element_size(),
-        long_steps=steps,
-        cache_us_mha=traffic.kv_reads[steps - 1] * per_element,
-        cache_us_mqa=traffic_mqa.kv_reads[steps - 1] * per_element,
-        weights_us=traffic.weight_reads[steps - 1] * per_element,
-        multiply_us=traffic.macs[steps - 1] * 2 / CHIP_FLOPS * microsecond,
+        **long_times(config.batch_size),
         paper_width=PAPER_WIDTH,
         paper_heads=PAPER_HEADS,
         chip_name=CHIP_NAME,
@@ -420,6 +410,23 @@ def trace(config: Config) -> Trace:
         limits=_limits(),
         big_cache_bytes=multihead_540b_cache_bytes(),
     )
+
+
+def long_times(batch_size: int) -> dict[str, Tensor]:
+    """Return how long the chip reads and multiplies, per step and layer of the paper's model, by the datasheet."""
+    own, shared = (
+        decode_traffic(batch_size, LONG_STEPS, PAPER_WIDTH, PAPER_HEADS, PAPER_HEAD_DIM, heads)
+        for heads in (PAPER_HEADS, 1)
+    )
+    steps = torch.arange(16, LONG_STEPS + 1, 16)
+    microseconds = 1e6 * 2 / CHIP_BYTES_PER_SECOND  # for one element of 16 bit
+    return {
+        "long_steps": steps,
+        "cache_us_mha": own.kv_reads[steps - 1] * microseconds,
+        "cache_us_mqa": shared.kv_reads[steps - 1] * microseconds,
+        "weights_us": own.weight_reads[steps - 1] * microseconds,
+        "multiply_us": own.macs[steps - 1] * 2 / CHIP_FLOPS * 1e6,
+    }
 
 
 def _models(base: tiny_lm.TinyLM, shared: tiny_lm.TinyLM, seed: int) -> Models:
@@ -467,6 +474,7 @@ def _limits() -> Limits:
     return Limits(
         name=tuple(name for name, *_ in ways),
         context=torch.tensor([palm_context(heads, width, shard) for _, heads, width, shard in ways]),
+        head_dim=torch.tensor([width for *_, width, _ in ways]),
         heads_on_chip=torch.tensor([heads for heads, _ in held]),
         sequences_on_chip=torch.tensor([sequences for _, sequences in held]),
     )

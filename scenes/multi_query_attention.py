@@ -45,7 +45,7 @@ class MultiQueryAttention(TopicScene):
         names = RowNames(trace.tokens, memories[0].keys)
         for part in (*memories, names):
             part.hide(slice(first, None))
-        unit = Label("bytes read in this layer, for one new token", color=theme.MUTED).move_to([0.9, -2.5, 0])
+        unit = Label("bytes read in this layer, for one new token", color=theme.MUTED).move_to([1.9, -2.4, 0])
         count = Readout(lambda n: f"{n:,}", trace.bytes_read_mha[first - 1], size=0.36, bold=True)
         count.next_to(unit, LEFT, buff=0.3).align_to(unit, DOWN)
         legend = [
@@ -178,7 +178,7 @@ class MultiQueryAttention(TopicScene):
         ]  # fmt: skip
         self.play(FadeIn(names, *new_queries), FadeOut(*queries), run_time=0.5)
         self.say("What is left: one memory, trained to serve all four heads.")
-        lock = Frame.around(stack, pad=0.22, color=theme.TEXT)
+        lock = Frame.around(stack, pad=0.14, color=theme.TEXT)
         self.play(FadeIn(lock), run_time=0.4)
         self.hold(1.2)
 
@@ -194,13 +194,13 @@ class MultiQueryAttention(TopicScene):
         trace = self.trace
         limits = largest(trace.key_mqa), largest(trace.value_mqa)
         memory = HeadMemory(trace.key_mqa, trace.value_mqa, limits=limits, cell=(0.24, 0.28), gap=0.3)
-        return memory.move_to([0.3, 0, 0]).align_to([0, 1.25, 0], UP)
+        return memory.move_to([0.3, 0, 0]).align_to([0, 1.15, 0], UP)
 
     def gather(self, queries: list[TensorGrid], heads: list[Label], stack: HeadMemory) -> list[Any]:
         """Return the motion of the four queries to a stack above the one memory, their names beside them."""
         moves = []
         for k, (query, head) in enumerate(zip(queries, heads, strict=True)):
-            place = np.array([stack.keys.get_center()[0], 2.62 - 0.32 * k, 0])
+            place = np.array([stack.keys.get_center()[0], 2.8 - 0.37 * k, 0])
             moves += [query.animate.move_to(place), head.animate.move_to(place + 1.75 * LEFT)]
         return moves
 
@@ -219,6 +219,7 @@ class MultiQueryAttention(TopicScene):
                 ("one set of values", theme.VALUE, stage.values),
             )
         ]
+        answers = Label("four answers", bold=True).next_to(stage.outputs, LEFT, buff=0.3)
         self.say("Four queries of the newest word go over the same keys together.")
         self.play(FadeIn(stage.names, stage.keys, stage.values, stage.queries, *stage.heads, *titles), run_time=0.9)
         self.ask(stage, seconds=4.2)
@@ -227,6 +228,7 @@ class MultiQueryAttention(TopicScene):
         self.play(LaggedStart(*(FadeIn(spot) for spot in spots), lag_ratio=0.4), run_time=1.6)
         self.hold(0.9)
         self.say("One shared memory still gives four different answers.")
+        self.play(FadeIn(answers), run_time=0.3)
         self.answer(stage, seconds=3.0)
         self.hold(1.0)
 
@@ -277,7 +279,7 @@ class MultiQueryAttention(TopicScene):
     def smaller_cache(self):
         """The cache is smaller by exactly the number of heads."""
         trace = self.trace
-        cell = (0.115, 0.3)
+        cell = (0.115, 0.38)
         wall, strip = (
             TensorGrid(rows, cell=cell, number=None).move_to([x, 0, 0]).align_to([0, 2.05, 0], UP).hide()
             for rows, x in ((trace.cache_mha, -1.9), (trace.cache_mqa, 4.6))
@@ -376,8 +378,9 @@ class MultiQueryAttention(TopicScene):
         unit = Label("longest text the chips can remember, in tokens (PaLM 540B)", color=theme.MUTED)
         unit.next_to(bars, UP, buff=0.2).align_to(bars, LEFT)
         held = []
-        for k, (heads, sequences) in enumerate(zip(limits.heads_on_chip, limits.sequences_on_chip, strict=True)):
-            words = Label(f"each chip: {heads:d} head of {sequences:d} sequences", size=theme.SMALL, color=theme.MUTED)
+        shares = zip(limits.heads_on_chip, limits.head_dim, limits.sequences_on_chip, strict=True)
+        for k, (heads, width, sequences) in enumerate(shares):
+            words = Label(f"each chip: {heads:d} head, {width:d} wide, of {sequences:d} sequences", color=theme.MUTED)
             words.move_to([0, bars.tip(k)[1] - 0.42, 0]).align_to(bars, LEFT)
             held.append(words)
         self.say("A huge model runs on many chips. Each head of memory gets a chip.")
@@ -416,6 +419,12 @@ class SharedStage:
         self.heads = [
             Label(name, size=theme.SMALL, color=theme.QUERY, bold=True).next_to(
                 self.queries.row_center(k) + self.queries.width / 2 * LEFT, LEFT, buff=0.3
+            )
+            for k, name in enumerate(trace.head_names)
+        ]
+        self.heads += [
+            Label(name, size=theme.SMALL, color=theme.QUERY, bold=True).move_to(
+                self.weights.cell_center(0, k) + 0.42 * UP
             )
             for k, name in enumerate(trace.head_names)
         ]

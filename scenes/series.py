@@ -44,6 +44,7 @@ TOPICS = (
         "Multi-Query Attention (MQA)",
         "Share a single KV head across all queries for maximum inference speed.",
         "Attention",
+        FINISHED,
     ),
     Topic(
         "grouped_query_attention",
