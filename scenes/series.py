@@ -183,6 +183,7 @@ TOPICS = (
         "Mixture of Experts (MoE)",
         "See probability, linear algebra, gradients, and entropy come alive inside this modern architecture.",
         "Foundations",
+        CORE,
     ),
     Topic(
         "model_merging",
