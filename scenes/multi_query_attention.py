@@ -123,17 +123,15 @@ class MultiQueryAttention(TopicScene):
         """Return the chart of time against length with the curve of the cache, not yet drawn."""
         trace = self.trace
         last, top = int(trace.long_steps[-1]), float(trace.cache_us_mha[-1])
-        setting = (
-            f"width {trace.paper_width:d}, {trace.paper_heads:d} heads, {trace.config.batch_size:d} sequences at once"
-        )
+        batch = trace.config.batch_size
+        setting = f"width {trace.paper_width:d}, {trace.paper_heads:d} heads, {batch:d} sequences at once"
         chart = Chart(
             8.0, 4.1, x=(0, last), y=(0, 1.04 * top), x_ticks=[0, 256, 512, 768, 1024], y_ticks=[0, 100, 200],
             x_format="d", y_format="d", x_label="tokens of text so far",
             y_label=f"microseconds a token and layer, by the datasheet of an {trace.chip_name}",
-        ).move_to([-1.6, 0.15, 0])  # fmt: skip
-        chart.add(
-            Label(setting, size=theme.SMALL, color=theme.MUTED).move_to(chart).align_to([-5.2, 1.75, 0], UP + LEFT)
-        )
+        ).move_to([-1.5, 0.2, 0])  # fmt: skip
+        corner = chart.get_corner(UP + LEFT) + np.array([0.25, -0.3, 0])
+        chart.add(Label(setting, color=theme.MUTED).move_to(corner).align_to(corner, UP + LEFT))
         cache = chart.curve(
             trace.long_steps, trace.cache_us_mha, role="LOSS", label="read the cache", fill=True, drawn=0
         )
@@ -406,7 +404,7 @@ class SharedStage:
             trace.key_mqa, cell=self.cell, number=None, role="KEY"
         ).move_to([-3.35, 0, 0]).align_to([0, top, 0], UP)  # fmt: skip
         self.weights = TensorGrid(
-            trace.last_weights_mqa, cell=(0.66, self.cell[1]), number=".2f", map="SCORE", limit=1.0, role="SCORE"
+            trace.last_weights_mqa, cell=(0.8, self.cell[1]), number=".2f", map="SCORE", limit=1.0, role="SCORE"
         ).move_to([0.45, 0, 0]).align_to(self.keys, UP)  # fmt: skip
         self.values = TensorGrid(trace.value_mqa, cell=self.cell, number=None, role="VALUE").move_to([4.4, 0, 0])
         self.values.align_to(self.keys, UP)
@@ -433,6 +431,6 @@ class SharedStage:
         """Return a frame around the largest weight of each head."""
         rows = np.asarray(self.weights.values.values).argmax(axis=0)
         return [
-            Frame(0.68, self.cell[1] + 0.02, color=theme.TEXT).move_to(self.weights.cell_center(int(row), head))
+            Frame(0.82, self.cell[1] + 0.02, color=theme.TEXT).move_to(self.weights.cell_center(int(row), head))
             for head, row in enumerate(rows)
         ]

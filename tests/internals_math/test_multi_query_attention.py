@@ -47,8 +47,8 @@ def test_it_is_multi_head_attention_over_equal_heads(precision, heads, queries, 
     query = randn(2, heads, queries, width, seed=1, dtype=dtype)
     key, value = randn(2, keys, width, seed=2, dtype=dtype), randn(2, keys, 3, seed=3, dtype=dtype)
     output, weights = multi_query_attention(query, key, value)
-    expanded = [part[:, None].expand(-1, heads, -1, -1) for part in (key, value)]
-    expected = scaled_dot_product_attention(query, *expanded, causal_mask(queries, keys))
+    many_keys, many_values = (part[:, None].expand(-1, heads, -1, -1) for part in (key, value))
+    expected = scaled_dot_product_attention(query, many_keys, many_values, causal_mask(queries, keys))
     torch.testing.assert_close((output, weights), expected, atol=tolerance, rtol=0)
 
 
