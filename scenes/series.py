@@ -69,6 +69,7 @@ TOPICS = (
         "FlashAttention",
         "Tiling, IO-complexity, and Online Softmax. How to make attention linear in memory.",
         "Attention",
+        CORE,
     ),
     Topic(
         "paged_attention",
