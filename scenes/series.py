@@ -51,6 +51,7 @@ TOPICS = (
         "Grouped Query Attention (GQA)",
         "Share KV heads to reduce memory while preserving quality.",
         "Attention",
+        FINISHED,
     ),
     Topic(
         "multi_latent_attention",
@@ -69,7 +70,7 @@ TOPICS = (
         "FlashAttention",
         "Tiling, IO-complexity, and Online Softmax. How to make attention linear in memory.",
         "Attention",
-        CORE,
+        FINISHED,
     ),
     Topic(
         "paged_attention",
