@@ -82,7 +82,8 @@ def write_loop_mp4(master: Path, target: Path) -> None:
     color = {"vf": "scale=out_color_matrix=bt709:out_range=tv", "pix_fmt": "yuv420p", "color_range": "tv"}
     color |= {"colorspace": "bt709", "color_primaries": "bt709", "color_trc": "bt709"}
     settings = {"c:v": "libx264", "crf": 20, "preset": "slow", "threads": 1, "movflags": "+faststart", "f": "mp4"}
-    ffmpeg.convert(master, target, {**color, **settings, **steady_x264(), "fflags": "+bitexact"})
+    settings |= {"x264-params": steady_x264(), "fflags": "+bitexact"}
+    ffmpeg.convert(master, target, {**color, **settings})
 
 
 def _unpack(color: int) -> tuple[int, int, int]:
