@@ -70,7 +70,9 @@ class TileStep:
     weights: Float[Tensor, "*batch r c"]  # exp(score - m), not yet divided by l
     running_max: Float[Tensor, "*batch r"]
     running_sum: Float[Tensor, "*batch r"]
-    rescale: Float[Tensor, "*batch r"]  # exp(m_old - m_new), on sum and acc
+    rescale: Float[Tensor, "*batch r"]  # exp(m_old - m_new)
+    kept_sum: Float[Tensor, "*batch r"]  # what it leaves of the old sum and accumulator
+    kept_acc: Float[Tensor, "*batch r dv"]
     acc: Float[Tensor, "*batch r dv"]  # the output not yet divided by l
     reads: int
     writes: int
@@ -139,15 +141,16 @@ def flash_attention_forward(
         new_max = torch.maximum(old_max, scores.amax(dim=-1))
         factor = rescale_factor(old_max, new_max)
         weights = rescale_factor(scores, new_max[..., None])
-        row_sum[..., rows] = factor * row_sum[..., rows] + weights.sum(dim=-1)
-        acc[..., rows, :] = factor[..., None] * acc[..., rows, :] + weights @ value[..., columns, :].to(row_max.dtype)
+        kept_sum, kept_acc = factor * row_sum[..., rows], factor[..., None] * acc[..., rows, :]
+        row_sum[..., rows] = kept_sum + weights.sum(dim=-1)
+        acc[..., rows, :] = kept_acc + weights @ value[..., columns, :].to(row_max.dtype)
         row_max[..., rows] = new_max
         if order == "kv_outer":
             io.write(height * (width + 2))
         elif j == last_of_row[i]:
             io.write(height * (width + 1))  # the finished output and L
         if record:
-            states = (new_max, row_sum[..., rows].clone(), factor, acc[..., rows, :].clone())
+            states = (new_max, row_sum[..., rows].clone(), factor, kept_sum, kept_acc, acc[..., rows, :].clone())
             steps.append(TileStep(i, j, scores, weights, *states, io.reads, io.writes))
     output = (acc / row_sum[..., None]).to(query.dtype)
     return FlashForward(output, row_max + row_sum.log(), io, tuple(steps) if record else None)
@@ -291,10 +294,14 @@ class Trace(TopicTrace):
     scores: Float[Tensor, "N N"]  # NaN where masked
     weights: Float[Tensor, "N N"]
     output: Float[Tensor, "N d"]  # standard attention
-    wall_length: Int[Tensor, " W"]  # N, 2 N, 4 N: the same head on a longer text
-    wall_bytes: Int[Tensor, " W"]  # scores and weights in float32
-    strip_bytes: Int[Tensor, " W"]  # query, key, value and output
-    wall_scores: Float[Tensor, "N4 N4"]  # of the longest of them
+    wall_length: Int[Tensor, " W"]  # N, 2 N, 4 N: the same head on a longer text, of which the rest is the last one
+    wall_bytes: Int[Tensor, "W 2"]  # float32: query, key, value and output; scores and weights
+    wall_kinds: tuple[str, ...]
+    wall_query: Float[Tensor, "N4 d"]
+    wall_key: Float[Tensor, "N4 d"]
+    wall_value: Float[Tensor, "N4 d"]
+    wall_scores: Float[Tensor, "N4 N4"]  # before the mask
+    wall_weights: Float[Tensor, "N4 N4"]  # 0 where masked
     tile_i: Int[Tensor, " S"]
     tile_j: Int[Tensor, " S"]
     tile_scores: Float[Tensor, "S r c"]
@@ -302,6 +309,8 @@ class Trace(TopicTrace):
     running_max: Float[Tensor, "S r"]
     running_sum: Float[Tensor, "S r"]
     rescale: Float[Tensor, "S r"]  # exp(old maximum - new maximum)
+    kept_sum: Float[Tensor, "S r"]  # what it leaves of the old sum and accumulator
+    kept_acc: Float[Tensor, "S r d"]
     acc: Float[Tensor, "S r d"]
     flash_bytes: Int[Tensor, " S"]  # float32 bytes moved until the end of each step
     flash_output: Float[Tensor, "N d"]
@@ -315,6 +324,7 @@ class Trace(TopicTrace):
     row_max: Float[Tensor, " n"]
     row_sum: Float[Tensor, " n"]
     row_rescale: Float[Tensor, " n"]
+    row_kept: Float[Tensor, " n"]  # the old sum after the correction
     row_terms: Float[Tensor, "n n"]  # exp(x_j - m_t) after score t; NaN for those still to come
     row_softmax: Float[Tensor, " n"]
     row_max_abs_diff: float  # of the quotients from a softmax in float64
@@ -411,16 +421,20 @@ def _one_head(model: tiny_lm.TinyLM, config: Config) -> dict:
 def _wall(model: tiny_lm.TinyLM, config: Config) -> dict:
     """Return the head's scores on a text four times as long, and what they weigh at each doubling."""
     lengths = torch.tensor([1, 2, 4]) * config.num_tokens
-    ids = _story_ids(int(lengths[-1]))
-    scores = model(ids, record=("scores",))[1]["scores"][config.layer, 0, config.head]
-    if config.causal:
-        scores = scores.masked_fill(~causal_mask(len(scores)), math.nan)
-    head_dim = model.config.head_dim
+    _, seen = model(_story_ids(int(lengths[-1])), record=("q_rot", "k_rot", "v"))
+    query, key, value = (seen[name][config.layer, 0, config.head] for name in ("q_rot", "k_rot", "v"))
+    _, scores, weights = standard_attention(query, key, value, config.causal)
+    strips = 4 * query.shape[1] * lengths
+    matrices = torch.tensor([extra_memory_elements(n, "standard") for n in lengths.tolist()])
     return {
         "wall_length": lengths,
+        "wall_bytes": FLOAT32_BYTES * torch.stack([strips, matrices], dim=1),
+        "wall_kinds": ("Q, K, V, output", "scores, weights"),
+        "wall_query": query,
+        "wall_key": key,
+        "wall_value": value,
         "wall_scores": scores,
-        "wall_bytes": FLOAT32_BYTES * torch.tensor([extra_memory_elements(n, "standard") for n in lengths.tolist()]),
-        "strip_bytes": FLOAT32_BYTES * 4 * head_dim * lengths,
+        "wall_weights": weights,
     }
 
 
@@ -432,17 +446,20 @@ def _tile_fields(flash: FlashForward, config: Config) -> dict:
     def stack(name: str, *sizes: int | None) -> Tensor:
         return torch.stack([_padded(getattr(step, name), *sizes) for step in steps])
 
+    scores = stack("scores", rows, columns)
     visited = {(step.tile_i, step.tile_j) for step in steps}
     count_i, count_j = -(-config.num_tokens // rows), -(-config.num_tokens // columns)
     skipped = [(i, j) for i in range(count_i) for j in range(count_j) if (i, j) not in visited]
     return {
         "tile_i": torch.tensor([step.tile_i for step in steps]),
         "tile_j": torch.tensor([step.tile_j for step in steps]),
-        "tile_scores": stack("scores", rows, columns),
-        "tile_weights": stack("weights", rows, columns),
+        "tile_scores": scores,
+        "tile_weights": stack("weights", rows, columns).masked_fill(scores.isnan(), math.nan),
         "running_max": stack("running_max", rows),
         "running_sum": stack("running_sum", rows),
         "rescale": stack("rescale", rows),
+        "kept_sum": stack("kept_sum", rows),
+        "kept_acc": stack("kept_acc", rows, None),
         "acc": stack("acc", rows, None),
         "flash_bytes": torch.tensor([FLOAT32_BYTES * (step.reads + step.writes) for step in steps]),
         "skipped_i": torch.tensor([i for i, _ in skipped], dtype=torch.long),
@@ -470,6 +487,7 @@ def _row_demo(row: Float[Tensor, " n"]) -> dict:
         "row_max": stream.running_max,
         "row_sum": stream.running_sum,
         "row_rescale": rescale_factor(before, stream.running_max),
+        "row_kept": stream.running_sum - rescale_factor(row, stream.running_max),
         "row_terms": terms.masked_fill(~causal_mask(len(row)), math.nan),
         "row_softmax": stream.probs,
         "row_max_abs_diff": float((stream.probs - safe).abs().max()),

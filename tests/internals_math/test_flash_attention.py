@@ -133,6 +133,8 @@ def test_a_step_holds_what_the_keys_so_far_give():
         torch.testing.assert_close(step.acc, weights @ v[keys])
         torch.testing.assert_close(step.weights, weights[:, 3 * step.tile_j :])
         torch.testing.assert_close(step.scores, scores[:, 3 * step.tile_j :])
+        torch.testing.assert_close(step.kept_sum, weights[:, : 3 * step.tile_j].sum(dim=1))
+        torch.testing.assert_close(step.kept_acc, weights[:, : 3 * step.tile_j] @ v[: 3 * step.tile_j])
 
 
 @pytest.mark.parametrize(("block", "tiles"), [(4, 3), (3, 4), (2, 6), (1, 12)])
@@ -334,6 +336,7 @@ def test_the_row_of_the_video_streams_to_its_softmax(shown):
     torch.testing.assert_close(shown.row_softmax, torch.softmax(shown.scores[-1], dim=0))
     assert (shown.row_rescale[1:] < 1).sum() >= 3  # a video about corrections needs some
     torch.testing.assert_close(shown.row_terms.nan_to_num().sum(dim=1), shown.row_sum)
+    torch.testing.assert_close(shown.row_kept[1:], shown.row_sum[:-1] * shown.row_rescale[1:])
     assert shown.half_naive.isinf().any()
     assert shown.half_safe.isfinite().all()
 
@@ -354,10 +357,17 @@ def test_other_tiles_are_recorded_with_gaps_where_a_tile_is_cut_off(config):
 
 
 def test_the_recipe_for_a_larger_text_doubles_strips_and_quadruples_matrices(shown):
-    assert (shown.strip_bytes[1:] == 2 * shown.strip_bytes[:-1]).all()
-    assert (shown.wall_bytes[1:] == 4 * shown.wall_bytes[:-1]).all()
+    strips, matrices = shown.wall_bytes.T
+    assert (strips[1:] == 2 * strips[:-1]).all()
+    assert (matrices[1:] == 4 * matrices[:-1]).all()
+    assert matrices[0] == 2 * 12 * 12 * 4
+    for longer, ours in (
+        (shown.wall_query[:12], shown.query), (shown.wall_key[:12], shown.key), (shown.wall_value[:12], shown.value),
+        (shown.wall_weights[:12, :12], shown.weights.nan_to_num()),
+    ):  # fmt: skip
+        torch.testing.assert_close(longer, ours, equal_nan=True, atol=1e-5, rtol=0)
     assert shown.wall_scores.shape == (48, 48)
-    torch.testing.assert_close(shown.wall_scores[:12, :12], shown.scores, equal_nan=True, atol=1e-5, rtol=0)
+    assert shown.wall_scores.isfinite().all()
 
 
 def test_the_paper_setting_counts_a_fifth_backward_product(shown):
