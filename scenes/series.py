@@ -64,6 +64,7 @@ TOPICS = (
         "Sliding Window Attention",
         "Efficient local attention that scales linearly with sequence length.",
         "Attention",
+        CORE,
     ),
     Topic(
         "flash_attention",
