@@ -61,7 +61,7 @@ def cache_elements(seq_len: int, window: int, layer_pattern: Sequence[str]) -> i
 LOSS_WINDOWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 LOSS_DOCUMENTS = 256
 INFLUENCE_DOCUMENTS = 64
-DEPTHS = (1, 2, 4, 8, 16, 32)
+DEPTHS = (2, 4, 8, 16, 32)
 GEMMA_PATTERN, GEMMA_WINDOW = ("local",) * 5 + ("global",), 1024
 MISTRAL_WINDOW = 4096
 LONG_TEXT = 32_768
@@ -72,7 +72,7 @@ class Config(TopicConfig):
     """What the video shows; each field can be changed with `--set name=value`."""
 
     num_tokens: int = option(16, "words of the series story", minimum=8, maximum=32)
-    window: int = option(4, "words that each word may look at, itself included", minimum=1, maximum=16)
+    window: int = option(4, "words that each word may look at, itself included", minimum=2, maximum=16)
     num_sink_tokens: int = option(0, "first words that stay visible to all", minimum=0, maximum=4)
     # Of the twelve heads, layer 0 head 3 spreads most evenly over near and far words.
     layer: int = option(0, "decoder layer to show", minimum=0, maximum=2)
@@ -115,6 +115,7 @@ class Trace(TopicTrace):
     pairs_ratio: float  # full / window at the end of the curves
     cone: Float[Tensor, "L_plus_1 N"]  # 1 where a state can reach the last word; row 0 = embeddings
     cone_links: Float[Tensor, "L N N"]  # 1 from a state inside the cone (row) to the states it reads (column)
+    layer_numbers: Int[Tensor, " L_plus_1"]  # 0 = embeddings
     reach: Int[Tensor, " L_plus_1"]  # words back, of the last word, seen from the top
     influence_cone: Float[Tensor, "L_plus_1 N"]  # measured; share of the layer's largest
     distance: Int[Tensor, " N"]  # 0, 1, … words back from the last one
@@ -221,6 +222,7 @@ def _cone(model: tiny_lm.TinyLM, ids: Int[Tensor, "1 N"], config: Config) -> dic
     return {
         "cone": cone.float(),
         "cone_links": links.float(),
+        "layer_numbers": torch.arange(layers + 1),
         "reach": torch.tensor(back),
         "influence_cone": measured / measured.amax(dim=1, keepdim=True),
     }

@@ -64,7 +64,7 @@ TOPICS = (
         "Sliding Window Attention",
         "Efficient local attention that scales linearly with sequence length.",
         "Attention",
-        CORE,
+        FINISHED,
     ),
     Topic(
         "flash_attention",

@@ -9,7 +9,7 @@ import numpy as np
 from scenes.kit import theme
 from scenes.kit.painter import Painter
 from scenes.kit.picture import Picture
-from scenes.kit.token_row import require_tokens
+from scenes.kit.token_row import BOS, require_tokens
 from scenes.kit.traced import Traced, format_number, require_traced
 from scenes.kit.typography import Style
 
@@ -205,7 +205,10 @@ class Bars(Picture):
             name = str(self.names[index])
             if self.direction == "right":
                 y = across - 0.37 * self.name_style.size
-                painter.text(name, -self.local_width / 2 - 0.2, y, self.name_style, color=ink, align=1.0)
+                if name == BOS:
+                    painter.circle(-self.local_width / 2 - 0.28, across, 0.06, fill=ink)
+                else:
+                    painter.text(name, -self.local_width / 2 - 0.2, y, self.name_style, color=ink, align=1.0)
             else:
                 y = -self.local_height / 2 - 0.16 - self.name_style.size
                 painter.text(name, across, y, self.name_style, color=ink)

@@ -66,9 +66,14 @@ class LayerStack(Picture):
         self.present[which] = 0.0
         return self
 
-    def connect(self, *, backward: bool) -> Self:
-        """Draw the lines that lead back in time too, or not."""
-        self.lines = np.array([1.0, 1.0 if backward else 0.0])
+    def connect(self, *, backward: bool, forward: bool = True) -> Self:
+        """Draw the lines to later positions, and those that lead back in time, or not."""
+        self.lines = np.array([1.0 if forward else 0.0, 1.0 if backward else 0.0])
+        return self
+
+    def darken(self) -> Self:
+        """Put out the light of all dots, until `set_values` lights them again."""
+        self.glow = np.zeros_like(self.glow)
         return self
 
     def dot_center(self, layer: int, position: int) -> np.ndarray:
