@@ -8,14 +8,15 @@ layers to one global).
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from internals_math import tiny_lm
+from internals_math import progress, tiny_lm
 from internals_math.attention import attention_scores, causal_mask, masked_softmax
 from internals_math.attention import scaled_dot_product_attention as masked_attention
 from internals_math.kv_cache import kv_cache_bytes
@@ -60,6 +61,7 @@ def cache_elements(seq_len: int, window: int, layer_pattern: Sequence[str]) -> i
 
 LOSS_WINDOWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 LOSS_DOCUMENTS = 256
+TRAINED_WINDOWS, TRAINED_STEPS = (4, 8, 16, 24), 150
 INFLUENCE_DOCUMENTS = 64
 DEPTHS = (2, 4, 8, 16, 32)
 GEMMA_PATTERN, GEMMA_WINDOW = ("local",) * 5 + ("global",), 1024
@@ -141,6 +143,10 @@ class Trace(TopicTrace):
     loss_by_window: Float[Tensor, " m"]  # nats per token
     loss_by_window_with_sink: Float[Tensor, " m"]  # the first token stays visible
     loss_full: float
+    trained_windows: Int[Tensor, " t"]
+    trained_steps: int  # updates with the window in place, from the model that saw the whole past
+    loss_trained: Float[Tensor, " t"]
+    trained_reach: Int[Tensor, " t"]  # words back
     hybrid: Hybrid
     hybrid_length: int
     hybrid_window: int
@@ -170,6 +176,7 @@ def trace(config: Config) -> Trace:
         **_kernels(config),
         **_ring(query, key, value, config),
         **_losses(model),
+        **_trained_losses(),
         **_hybrid(config),
     )
 
@@ -308,6 +315,25 @@ def _losses(model: tiny_lm.TinyLM) -> dict[str, Any]:
         "loss_by_window": torch.tensor([loss(window, 0) for window in LOSS_WINDOWS]),
         "loss_by_window_with_sink": torch.tensor([loss(window, 1) for window in LOSS_WINDOWS]),
         "loss_full": tiny_lm.evaluate(model, corpus),
+    }
+
+
+@cache  # the same for every Config, and it takes a while
+def _trained_losses() -> dict[str, Any]:
+    """Return the loss of models that were trained on for a while with a window in every layer."""
+    base, corpus = tiny_lm.load("base"), tiny_lm.held_out(LOSS_DOCUMENTS)
+    losses = []
+    for window in TRAINED_WINDOWS:
+        model = tiny_lm.TinyLM(replace(base.config, sliding_window=window))
+        model.load_state_dict(base.state_dict())
+        news = progress.on_step(f"training with a window of {window}")
+        losses.append(tiny_lm.evaluate(tiny_lm.continue_training(model, TRAINED_STEPS, on_step=news), corpus))
+    layers = base.config.num_hidden_layers
+    return {
+        "trained_windows": torch.tensor(TRAINED_WINDOWS),
+        "trained_steps": TRAINED_STEPS,
+        "loss_trained": torch.tensor(losses),
+        "trained_reach": torch.tensor([layers * (window - 1) for window in TRAINED_WINDOWS]),
     }
 
 

@@ -55,7 +55,7 @@ class SlidingWindowAttention(TopicScene):
         for step in range(len(trace.lengths)):
             last = int(trace.lengths[step])
             if step == 1:
-                self.say("Twice the words: four times the weights. The triangle grows with the square.")
+                self.say("Twice the words: nearly four times the weights.")
             rows = range(first, last)
             changes: list[Any] = [RowByRow(grid, rows), names.animate.show(slice(first, last))]
             if step == 0:
@@ -230,7 +230,7 @@ class SlidingWindowAttention(TopicScene):
         self.play(FadeIn(edge), run_time=0.3)
         self.play(chart.animate(rate_func=linear).draw_curve(whole, 1.0), run_time=1.0)
         self.hold(0.3)
-        self.say("Why: each layer averages. More layers move the bump, and it spreads thin.")
+        self.say("Think of a layer as an average: more layers carry farther, but thinner.")
         self.clear_stage()
         self.averaging()
 
@@ -240,8 +240,8 @@ class SlidingWindowAttention(TopicScene):
         place = trace.kernel_distance
         chart = Chart(
             9.2, 3.7, x=(0, float(place[len(place) - 1])), y=(0, largest(trace.kernel_by_depth)),
-            y_ticks=[0, 0.1, 0.2, 0.3, 0.4], x_ticks=[0, *map(float, trace.kernel_reach)], x_format=".0f", y_format=".1f",
-            y_label=f"share that arrives, if a layer keeps {trace.config.residual_weight:.0%} and averages the rest",
+            y_ticks=[0, 0.1, 0.2, 0.3, 0.4], x_ticks=[0, *map(float, trace.kernel_reach)], x_format=".0f",
+            y_format=".1f", y_label=f"what arrives if a layer keeps {trace.config.residual_weight:.0%} and averages the rest",
             x_label="words back",
         ).move_to([-0.6, 0.35, 0])  # fmt: skip
         curves = [
@@ -395,12 +395,24 @@ class SlidingWindowAttention(TopicScene):
                 chart.animate.ride(plain, k / last), stop.animate.set_value(windows[k]),
                 loss.animate.set_value(trace.loss_by_window[k]), run_time=0.6,
             )  # fmt: skip
-        self.say("One first word that stays in view hardly helps this small model.")
-        name = Label("first word stays in view", color=theme.WEIGHT, bold=True)
+        self.say("Keeping the first word in view helps this small model only a little.")
+        name = Label("first word kept in view", color=theme.WEIGHT, bold=True)
         name.move_to(chart.point(sink, 3) + 0.3 * UP).align_to(chart.point(plain, 3) + 0.9 * RIGHT, LEFT)
-        self.play(FadeOut(stop, loss), run_time=0.2)
-        self.play(chart.animate(rate_func=linear).draw_curve(sink, 1.0), FadeIn(name), run_time=1.4)
-        self.hold(0.6)
+        self.play(FadeOut(stop, loss), chart.animate.ride(plain, float("nan")), run_time=0.2)
+        self.play(chart.animate(rate_func=linear).draw_curve(sink, 1.0), FadeIn(name), run_time=1.2)
+        self.say("Train on with the window in place, and the layers learn to pass words along.")
+        self.play(FadeOut(name), chart.animate.show_curve(sink, 0.0), run_time=0.3)
+        relay = chart.curve(trace.trained_windows, trace.loss_trained, role="KEY", drawn=0, dots=0.08)
+        learned = Label(f"after {trace.trained_steps:d} steps of training with it", color=theme.KEY, bold=True)
+        learned.move_to(chart.point(relay, 0) + 0.32 * UP).align_to(chart.point(plain, 0) + 0.3 * RIGHT, LEFT)
+        same = windows.values.tolist().index(int(trace.trained_windows[0]))
+        stop.set_value(windows[same])
+        loss.set_value(trace.loss_by_window[same])
+        then = Readout(lambda v: f"→ {v:.2f}", trace.loss_trained[0], size=0.36, bold=True, color=theme.KEY)
+        then.next_to(loss, RIGHT, buff=0.3)
+        self.play(chart.animate(rate_func=linear).draw_curve(relay, 1.0), FadeIn(learned), run_time=1.2)
+        self.play(FadeIn(stop, loss, then), run_time=theme.QUICK)
+        self.hold(0.8)
 
     # -- chapter 8 --------------------------------------------------------------------------------------------------
 

@@ -330,6 +330,15 @@ def test_the_loss_falls_with_the_window_until_nothing_is_cut_off(shown):
     assert len(shown.loss_by_window_with_sink) == len(losses)
 
 
+def test_layers_learn_to_relay_when_they_are_trained_with_the_window(shown):
+    untrained = dict(zip(shown.loss_windows.tolist(), shown.loss_by_window.tolist(), strict=True))
+    trained = dict(zip(shown.trained_windows.tolist(), shown.loss_trained.tolist(), strict=True))
+    assert all(loss < 0.5 * untrained[window] for window, loss in trained.items())
+    assert trained[24] < 1.1 * shown.loss_full  # three hops of 23 reach over a whole story
+    assert trained[4] > 1.5 * shown.loss_full  # nine words do not
+    assert shown.trained_reach.tolist() == [3 * (window - 1) for window in trained]
+
+
 def test_pairs_on_screen_are_the_formulas(shown):
     assert shown.pairs_full == 136
     assert shown.pairs_window == 58

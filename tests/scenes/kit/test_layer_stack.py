@@ -52,3 +52,14 @@ def test_a_stack_shows_traced_amounts_only():
     assert LayerStack(CHANGE).ledger() == [("6 dots", "change")]
     with pytest.raises(TypeError, match="LayerStack shows values of the Trace"):
         LayerStack(np.zeros((2, 3)))
+
+
+def test_darkened_dots_light_up_again_with_their_values():
+    stack = LayerStack(CHANGE).darken()
+    assert color_at(pixels(stack), stack.dot_center(1, 2)) == theme.SURFACE
+    assert color_at(pixels(stack.set_values(CHANGE)), stack.dot_center(1, 2)) == theme.LOSS
+
+
+def test_without_lines_there_are_only_dots():
+    bare = LayerStack(CHANGE).connect(backward=False, forward=False)
+    assert amount_of(pixels(bare), theme.BACKGROUND) > amount_of(pixels(LayerStack(CHANGE)), theme.BACKGROUND)
