@@ -25,7 +25,7 @@ from scripts.commands.shared import (
     theme_option,
 )
 from scripts.pipeline.manifest import FORMATS
-from scripts.pipeline.quality import QUALITIES
+from scripts.pipeline.quality import ENCODERS, QUALITIES
 
 
 @click.command()
@@ -36,6 +36,13 @@ from scripts.pipeline.quality import QUALITIES
 @settings_option
 @click.option("--chapter", help="render one chapter alone as a clip, by number or name")
 @click.option("--formats", default=",".join(FORMATS), show_default=True, callback=list_of(FORMATS), help="what to make")
+@click.option(
+    "--encoder",
+    type=click.Choice(list(ENCODERS)),
+    default="x264",
+    show_default=True,
+    help="of the videos; all but x264 need hardware",
+)
 @jobs_option
 @out_option
 @fresh_option
@@ -49,6 +56,7 @@ def render(
     settings: tuple[str, ...],
     chapter: str | None,
     formats: tuple[str, ...],
+    encoder: str,
     jobs: int | None,
     out: Path,
     fresh: bool,
@@ -69,7 +77,7 @@ def render(
     from scripts.pipeline.jobs import Request
 
     make = "topic" if chapter is None else "clip"
-    request = Request(make, QUALITIES[quality], themes, settings, chapter, formats, jobs, out, fresh)
+    request = Request(make, QUALITIES[quality], themes, settings, chapter, formats, jobs, out, fresh, encoder=encoder)
     results = run(slugs, request)
     if as_json:
         click.echo(json.dumps([result_json(result) for result in results], indent=1))

@@ -1,5 +1,6 @@
 """Frames to one video stream for each unit, with settings that let units be joined without encoding them again."""
 
+import os
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from functools import cache
@@ -8,16 +9,24 @@ from typing import Any
 
 import av
 import numpy as np
+from av.error import FFmpegError
 from av.video.reformatter import ColorRange, Colorspace
 from manim.scene.scene_file_writer import SceneFileWriter
 
-from scripts.pipeline.quality import Quality
+from scripts.pipeline.errors import UserError
+from scripts.pipeline.quality import ENCODERS, Quality
 
 # Chosen by measurement against x264's defaults (`benchmarks/encoder.py`): equal size and SSIM for half the CPU time.
 # Flat pictures lose most in their colors, so chroma gets the bits that a finer search for motion would cost.
 VIDEO_OPTIONS = {"crf": "24.1", "preset": "fast", "subq": "2", "rc-lookahead": "20"}
 CHROMA = "chroma-qp-offset=-8"
 LOSSLESS_OPTIONS = {"crf": "0", "preset": "veryfast"}
+HARDWARE_OPTIONS = {
+    "nvenc": {"preset": "p5", "rc": "vbr", "cq": "24"},
+    "qsv": {"preset": "medium", "global_quality": "23"},
+    "amf": {"quality": "balanced", "rc": "cqp", "qp_i": "22", "qp_p": "24"},
+    "videotoolbox": {"q": "60"},
+}
 BT709 = 1
 
 
@@ -32,7 +41,7 @@ def steady_x264() -> str:
 
 
 def x264_options(*, lossless: bool) -> dict[str, str]:
-    """Return the encoder's options for a master of a GIF (to the bit) or for a video."""
+    """Return x264's options for a master of a GIF (to the bit) or for a video."""
     parameters = [steady_x264(), "" if lossless else CHROMA]
     options = LOSSLESS_OPTIONS if lossless else VIDEO_OPTIONS
     return {**options, "x264-params": ":".join(part for part in parameters if part)}
@@ -45,16 +54,17 @@ class Encoder:
         path: file to write.
         quality: width and height in pixels, both even, and frames per second.
         lossless: keep RGB to the bit (the master of a GIF); else YUV 4:2:0, which every player shows.
+        encoder: one of ENCODERS; a lossless master is always x264's.
     """
 
-    def __init__(self, path: Path, quality: Quality, *, lossless: bool = False) -> None:
+    def __init__(self, path: Path, quality: Quality, *, lossless: bool = False, encoder: str = "x264") -> None:
         self.quality = quality
         self.lossless = lossless
         self.frames = 0
         # bitexact leaves out the time of day and the version of the library
         self.container = av.open(str(path), "w", format="mp4", options={"fflags": "+bitexact"})
-        codec = "libx264rgb" if lossless else "libx264"
-        options = x264_options(lossless=lossless)
+        codec = "libx264rgb" if lossless else ENCODERS[encoder]
+        options = x264_options(lossless=lossless) if lossless or encoder == "x264" else HARDWARE_OPTIONS[encoder]
         self.stream: Any = self.container.add_stream(codec, rate=quality.frame_rate, options=options)
         self.stream.width, self.stream.height = quality.width, quality.height
         self.stream.pix_fmt = "rgb24" if lossless else "yuv420p"
@@ -90,6 +100,21 @@ class Encoder:
         """Write what is left and finish the file."""
         self.container.mux(self.stream.encode())
         self.container.close()
+
+
+def require_encoder(name: str) -> None:
+    """Encode one frame.
+
+    Raises:
+        UserError: this machine has no such encoder.
+    """
+    try:
+        encoder = Encoder(Path(os.devnull), Quality(256, 144, 30), encoder=name)
+        encoder.write(np.zeros((144, 256, 4), np.uint8))
+        encoder.close()
+    except (FFmpegError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"the {name} encoder does not work here ({reason}); leave out --encoder to use x264") from error
 
 
 class UnitWriter(SceneFileWriter):

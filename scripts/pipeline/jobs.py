@@ -25,6 +25,7 @@ class Request:
     out: Path = Path("media")
     fresh: bool = False
     options: dict[str, Any] = field(default_factory=dict)  # of what is made: columns, stills, width, frame_rate
+    encoder: str = "x264"  # of the videos
 
 
 @dataclass(frozen=True)

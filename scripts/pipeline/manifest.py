@@ -32,7 +32,9 @@ def versions() -> dict[str, str]:
     return {name: version(name) for name in PACKAGES}
 
 
-def request_hash(topic: Topic, quality: Quality, settings: Iterable[str], formats: Sequence[str]) -> str:
+def request_hash(
+    topic: Topic, quality: Quality, settings: Iterable[str], formats: Sequence[str], encoder: str = "x264"
+) -> str:
     """Return a hash of all that a topic's output files depend on, found without importing torch or Manim."""
     data = sorted(path for folder in ("tiny_lm/checkpoints", "traces") for path in _package_files(folder))
     parts = [
@@ -44,6 +46,7 @@ def request_hash(topic: Topic, quality: Quality, settings: Iterable[str], format
         asdict(quality),
         sorted(settings),
         sorted(formats),
+        encoder,
     ]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
 

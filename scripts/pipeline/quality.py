@@ -2,6 +2,15 @@
 
 from dataclasses import dataclass
 
+# Encoders of the videos: x264 everywhere, and what a machine's hardware may offer. Their streams differ in bytes.
+ENCODERS = {
+    "x264": "libx264",
+    "nvenc": "h264_nvenc",
+    "qsv": "h264_qsv",
+    "amf": "h264_amf",
+    "videotoolbox": "h264_videotoolbox",
+}
+
 
 @dataclass(frozen=True)
 class Quality:

@@ -266,7 +266,7 @@ def _is_unchanged(topic: _Topic, request: Request) -> bool:
     if request.make != "topic" or request.fresh:
         return False
     try:
-        wanted = manifest.request_hash(topic.topic, request.quality, request.settings, request.formats)
+        wanted = manifest.request_hash(topic.topic, request.quality, request.settings, request.formats, request.encoder)
     except (ValueError, SyntaxError):
         return False  # its code cannot be read; the worker will say why
     found = [manifest.unchanged_files(topic.folder, theme, wanted) for theme in request.themes]

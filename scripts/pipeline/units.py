@@ -45,6 +45,7 @@ class UnitJob:
     trace_file: str
     key: str  # of the code, theme and quality; the inputs are known when it has been played
     run: str  # which call of the pipeline wants it; names what is half-written
+    encoder: str = "x264"
 
     @property
     def aside(self) -> Path:
@@ -86,7 +87,9 @@ def still_name(index: int) -> str:
     return f"still-{index:02d}.png"
 
 
-def unit_key(topic: Topic, provenance: str, unit: str, theme: str, quality: Quality, *, lossless: bool) -> str:
+def unit_key(
+    topic: Topic, provenance: str, unit: str, theme: str, quality: Quality, *, lossless: bool, encoder: str = "x264"
+) -> str:
     """Return a hash of everything a unit's picture depends on but the values of the Trace."""
     parts = [
         provenance if unit == ENDING else "",  # the end card shows it
@@ -97,6 +100,7 @@ def unit_key(topic: Topic, provenance: str, unit: str, theme: str, quality: Qual
         theme,
         asdict(quality),
         lossless,
+        "" if lossless else encoder,
         [version(name) for name in ("manim", "av", "llm-internals")],
     ]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]

@@ -28,7 +28,7 @@ from scenes.kit.camera import KitCamera
 from scenes.kit.traced import names_read
 from scenes.series import Topic
 from scripts.pipeline import outputs, units
-from scripts.pipeline.encode import Encoder, UnitWriter, read_stills
+from scripts.pipeline.encode import Encoder, UnitWriter, read_stills, require_encoder
 from scripts.pipeline.errors import UserError, WrongUse
 from scripts.pipeline.jobs import Failure, Request, TopicPlan
 from scripts.pipeline.quality import loop_quality
@@ -69,7 +69,10 @@ def plan_topic(topic: Topic, request: Request, run: str) -> TopicPlan:
 
     Raises:
         WrongUse: a setting or chapter that the topic does not have, or a value out of its range.
+        UserError: the encoder that was asked for does not work on this machine.
     """
+    if request.encoder != "x264":
+        require_encoder(request.encoder)
     importlib.import_module(topic.module)
     scene = series.scene_class(topic.slug)
     try:
@@ -86,10 +89,11 @@ def plan_topic(topic: Topic, request: Request, run: str) -> TopicPlan:
         lossless = name == LOOP or request.make == "gif"
         size = loop_quality(quality) if lossless else quality
         for theme_name in request.themes:
-            key = units.unit_key(topic, made_with, name, theme_name, size, lossless=lossless)
+            encoder = request.encoder
+            key = units.unit_key(topic, made_with, name, theme_name, size, lossless=lossless, encoder=encoder)
             trace_file = str(trace_store.stored_file(scene.core, config))
             place = (scene.__module__, scene.__name__)
-            jobs.append(UnitJob(topic.slug, *place, name, theme_name, size, lossless, trace_file, key, run))
+            jobs.append(UnitJob(topic.slug, *place, name, theme_name, size, lossless, trace_file, key, run, encoder))
     return TopicPlan(
         topic=topic,
         run=run,
@@ -152,7 +156,7 @@ def render_unit(job: UnitJob, fresh: bool) -> RenderedUnit:
         "media_dir": str(units.unit_folder() / ".manim"),
     }
     with tempconfig(settings):
-        encoder = Encoder(job.aside / units.VIDEO, job.quality, lossless=job.lossless)
+        encoder = Encoder(job.aside / units.VIDEO, job.quality, lossless=job.lossless, encoder=job.encoder)
         renderer = CairoRenderer(
             file_writer_class=lambda given: UnitWriter(given, encoder, progress_note(job)),  # type: ignore[arg-type]
             camera_class=KitCamera,

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 
 from scripts.pipeline import ffmpeg
-from scripts.pipeline.encode import Encoder, read_frames, read_stills
-from scripts.pipeline.quality import Quality
+from scripts.pipeline.encode import HARDWARE_OPTIONS, Encoder, read_frames, read_stills, require_encoder
+from scripts.pipeline.errors import UserError
+from scripts.pipeline.quality import ENCODERS, Quality
 
 QUALITY = Quality(160, 90, 15)
 # colors of the theme: background, query, positive, negative, maximum
@@ -86,3 +87,19 @@ def test_a_still_is_the_frame_on_screen_at_that_time(tmp_path, time, number):
     frames = flat_frames()
     path = write(tmp_path / "master.mp4", frames, lossless=True)
     assert (read_stills(path, [time])[0] == frames[number][..., :3]).all()
+
+
+def test_a_hardware_encoder_that_is_not_there_is_one_clear_line(monkeypatch):
+    monkeypatch.setitem(ENCODERS, "nvenc", "no_such_encoder")
+    with pytest.raises(
+        UserError, match=r"the nvenc encoder does not work here \(.+\); leave out --encoder to use x264"
+    ):
+        require_encoder("nvenc")
+
+
+def test_the_encoder_everyone_has_works():
+    require_encoder("x264")
+
+
+def test_every_hardware_encoder_has_its_options():
+    assert set(HARDWARE_OPTIONS) == set(ENCODERS) - {"x264"}

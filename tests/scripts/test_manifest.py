@@ -56,5 +56,6 @@ def test_the_request_changes_with_everything_it_names():
         request_hash(tiny.TOPIC, QUALITIES["m"], ["seed=1"], FORMATS),
         request_hash(tiny.TOPIC, quality, ["seed=2"], FORMATS),
         request_hash(tiny.TOPIC, quality, ["seed=1"], FORMATS[1:]),
+        request_hash(tiny.TOPIC, quality, ["seed=1"], FORMATS, "nvenc"),
     ]
-    assert len({base, *others}) == 4
+    assert len({base, *others}) == 5
