@@ -300,12 +300,13 @@ class Trace(TopicTrace):
     config: Config
     tokens: tuple[str, ...]  # T
     head_names: tuple[str, ...]  # H
+    groups: Int[Tensor, " 3"]  # the stops of the dial: 4, 2, 1
     group_of_head: dict[str, Int[Tensor, " H"]]
     tiled_group_of_head: Int[Tensor, " H"]  # the wrong wiring for G = 2: head i reads memory i mod G
     own_memory: Float[Tensor, "H H"]  # 1 where query head i is wired, in multi-head attention
     query: Float[Tensor, "H T d"]
-    key_by_g: dict[str, Float[Tensor, "G T d"]]  # as cached, in `layer`
-    value_by_g: dict[str, Float[Tensor, "G T d"]]
+    key_by_g: dict[str, Float[Tensor, "_ T d"]]  # as cached, in `layer`
+    value_by_g: dict[str, Float[Tensor, "_ T d"]]
     weights_by_g: dict[str, Float[Tensor, "H T T"]]
     output_shared: Float[Tensor, "H d"]  # of the newest token with G = 2
     output_tiled: Float[Tensor, "H d"]  # the same with the wrong wiring
@@ -327,12 +328,13 @@ class Trace(TopicTrace):
     healed: dict[str, float]  # share of the damage that the training took back
     loss_seed_spread: dict[str, Float[Tensor, " 2"]]  # lowest and highest over three streams of texts
     cache_bytes_per_token: dict[str, int]  # of the tiny LM in float32, all layers
-    cache_bytes: Int[Tensor, " 3"]  # the same as one field, for G = 4, 2, 1
+    cache_bytes: Int[Tensor, " 3"]  # the same as one field, for the stops of the dial
+    cache_growth: Int[Tensor, "3 T"]  # after each token
     real_models: RealModels
     tradeoff: Tradeoff
     reader_names: tuple[str, ...]
     intensity: Float[Tensor, " 3"]  # FLOP per byte in 16 bit, for READERS
-    readers: dict[str, Float[Tensor, " readers"]]  # a 1 for each query head that uses the fetched row
+    readers: dict[str, Float[Tensor, " _"]]  # a 1 for each query head that uses the fetched row
     per_device_bytes: dict[str, Int[Tensor, " P"]]  # of Llama-2-70B's shape with G heads on 1, 2, 4, 8 devices
 
 
@@ -362,15 +364,17 @@ def trace(config: Config) -> Trace:
     floor, loss_base = tiny_lm.held_out().entropy_floor, tiny_lm.evaluate(base, tiny_lm.held_out())
     conversions = _conversions(base)
     uptrained = {name: tiny_lm.evaluate(run.model, tiny_lm.held_out()) for name, run in runs.items()}
-    averaged = dict(zip(("2", "1"), conversions.eval_loss[[0, 3]].tolist(), strict=True))
+    averaged: dict[str, float] = dict(zip(("2", "1"), conversions.eval_loss[[0, 3]].tolist(), strict=True))
     weights = base.state_dict()
     w_k, w_v = (weights[f"model.layers.{layer}.self_attn.{name}_proj.weight"] for name in "kv")
     similarity = head_similarity(w_k, heads)
+    cache_bytes = torch.stack([part["bytes"] for part in seen.values()])
     wiring: dict[str, Any] = _wrong_wiring(seen["2"])
     return Trace(
         config=config,
         tokens=tiny_lm.tokens(ids[0].tolist()),
         head_names=tuple(f"head {k + 1}" for k in range(heads)),
+        groups=torch.tensor(SHOWN_GROUPS),
         group_of_head={str(groups): group_of_head(heads, groups) for groups in SHOWN_GROUPS},
         own_memory=torch.eye(heads),
         query=seen["4"]["q_rot"],
@@ -395,7 +399,8 @@ def trace(config: Config) -> Trace:
         healed={name: (averaged[name] - loss) / (averaged[name] - loss_base) for name, loss in uptrained.items()},
         loss_seed_spread=_spread(base, config.alpha, {config.seed: uptrained}),
         cache_bytes_per_token={name: int(part["bytes"]) for name, part in seen.items()},
-        cache_bytes=torch.stack([part["bytes"] for part in seen.values()]),
+        cache_bytes=cache_bytes,
+        cache_growth=cache_bytes[:, None] * torch.arange(1, ids.shape[1] + 1),
         real_models=_real_models(),
         tradeoff=tradeoff(),
         reader_names=("MHA", "Llama-2-70B", "MQA, as many heads"),
