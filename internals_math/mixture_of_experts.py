@@ -239,7 +239,7 @@ def expert_capacity(num_tokens: int, num_experts: int, top_k: int, capacity_fact
     _check_top_k(top_k, num_experts)
     if not 0 < capacity_factor < math.inf:
         raise ValueError(f"capacity_factor must be above 0, got {capacity_factor}")
-    # 1.1 · 10 is 11.000000000000002 in binary: it must not cost a twelfth seat.
+    # 1.1 · 100 is 110.00000000000001 in binary: it must not cost one more seat.
     return math.ceil(capacity_factor * top_k * num_tokens / num_experts - 1e-9)
 
 
@@ -310,7 +310,7 @@ def mutual_information(joint: Float[Tensor, "labels N"] | Int[Tensor, "labels N"
 def _load_and_probs(logits: Tensor, top_k: int, per: str) -> tuple[Tensor, Tensor]:
     """Return f (N,) and p (T, N); f is a count, so it carries no gradient."""
     probs = logits.reshape(-1, logits.shape[-1]).softmax(dim=-1)
-    _, indices = top_k_gating(probs.detach(), top_k)
+    _, indices = top_k_gating(probs, top_k)
     return expert_load(indices, logits.shape[-1], per=per).to(probs.dtype), probs
 
 

@@ -77,6 +77,7 @@ def test_the_kept_experts_are_the_most_likely_ones_and_ties_go_to_the_lower_inde
     weights, indices = top_k_gating(torch.tensor([0.1, 0.4, 0.1, 0.4]), 3, norm_topk_prob=False)
     assert indices.tolist() == [1, 3, 0]
     assert weights.tolist() == pytest.approx([0.4, 0.4, 0.1])
+    assert top_k_gating(torch.full((64,), 1 / 64), 8)[1].tolist() == list(range(8))
 
 
 def test_the_router_works_in_float32_even_for_half_precision_tokens():
@@ -331,7 +332,7 @@ def test_a_token_that_lost_one_expert_keeps_the_gate_of_the_other():
 def test_seats_are_rounded_up_but_not_by_rounding_errors():
     assert expert_capacity(12, 8, 2, 1.0) == 3
     assert expert_capacity(13, 8, 2, 1.0) == 4
-    assert expert_capacity(10, 1, 1, 1.1) == 11  # 1.1 · 10 = 11.000000000000002
+    assert expert_capacity(100, 1, 1, 1.1) == 110  # 1.1 · 100 = 110.00000000000001
 
 
 # -- measures ----------------------------------------------------------------------------------------------------------
@@ -468,6 +469,32 @@ def test_the_shadow_is_the_foot_of_the_gradient_on_the_segment(quick):
     torch.testing.assert_close((to_tip * line).sum(dim=1), torch.zeros(12), atol=1e-3, rtol=0)
     cross = to_foot[:, 0] * line[:, 1] - to_foot[:, 1] * line[:, 0]
     torch.testing.assert_close(cross, torch.zeros(12), atol=1e-3, rtol=0)
+
+
+def test_the_drawn_arrow_goes_against_the_gradient(quick):
+    push = quick.plane[:, 4] - quick.plane[:, 3]
+    for expert in (0, 1):
+        drawn = (push * quick.plane[:, expert]).sum(dim=1)
+        real = (quick.output_grad * quick.expert_outputs[:, expert]).sum(dim=1)
+        torch.testing.assert_close(drawn, -quick.gradient_scale * real, atol=1e-3, rtol=1e-3)
+
+
+def test_the_output_gradient_is_that_of_the_mean_loss_of_the_sentence():
+    model = experiment.moe_lm(8, 16, 2, seed=0).double().requires_grad_(False)
+    ids = experiment.sentence()
+    reading = experiment.read_layer(model, ids, 1)
+    nudge = 1e-5 * randn(12, 32, seed=5)
+    layer_1 = list(experiment.experts_of(model))[1]
+
+    def loss(sign):
+        padded = torch.nn.functional.pad(sign * nudge, (0, 0, 0, 1))  # the last id is only a target
+        hook = layer_1.register_forward_hook(lambda module, args, output: output + padded)
+        logits = model(ids[None])[0, :-1]
+        hook.remove()
+        return torch.nn.functional.cross_entropy(logits, ids[1:])
+
+    slope = (loss(1) - loss(-1)) / 2
+    torch.testing.assert_close((reading.output_grad * nudge).sum(), slope, atol=1e-12, rtol=1e-5)
 
 
 def test_a_router_step_follows_the_gradient_and_its_largest_change_is_one(quick):
