@@ -214,7 +214,7 @@ class FlashAttention(TopicScene):
             [left + keys * step, tips[0], 0],
             color=theme.MAXIMUM,
             dash=(0.1, 0.08),
-        )
+        ).set_z_index(-1)
         panel = 4.15
         maximum = Readout(lambda m: f"{m:+.1f}", trace.row_max[0], size=0.34, bold=True, color=theme.MAXIMUM)
         maximum.move_to([panel, 0, 0]).set_y(float(scores.get_center()[1]) + 0.3).align_to([panel - 0.45, 0, 0], LEFT)

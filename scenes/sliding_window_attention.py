@@ -1,5 +1,6 @@
 """Draws internals_math.sliding_window_attention.Trace."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -241,7 +242,8 @@ class SlidingWindowAttention(TopicScene):
         chart = Chart(
             9.2, 3.7, x=(0, float(place[len(place) - 1])), y=(0, largest(trace.kernel_by_depth)),
             y_ticks=[0, 0.1, 0.2, 0.3, 0.4], x_ticks=[0, *map(float, trace.kernel_reach)], x_format=".0f",
-            y_format=".1f", y_label=f"what arrives if a layer keeps {trace.config.residual_weight:.0%} and averages the rest",
+            y_format=".1f",
+            y_label=f"what arrives if a layer keeps {trace.config.residual_weight:.0%} and averages the rest",
             x_label="words back",
         ).move_to([-0.6, 0.35, 0])  # fmt: skip
         curves = [
@@ -299,9 +301,9 @@ class SlidingWindowAttention(TopicScene):
             if position == 2 * window:
                 self.say("The query reads all slots at once. Their order does not matter.")
             pace = 1.0 if window <= position < window + 2 else 0.42
-            law.set_value(trace.ring_positions[position, int(trace.ring_slot[position])])
-            read.set_value(trace.pairs_curve_N[position])
-            self.store(stage, position, pace)
+            place = trace.ring_positions[position, int(trace.ring_slot[position])]
+            news = [law.animate.set_value(place, (0, 0)), read.animate.set_value(trace.pairs_curve_N[position])]
+            self.store(stage, position, pace, news)
         error = Readout(lambda e: f"{e:.0e}", trace.max_abs_diff_ring, size=0.32, bold=True).move_to([4.75, -1.0, 0])
         note = Label("largest\ndifference", color=theme.MUTED)
         error.align_to(kept, LEFT)
@@ -340,15 +342,16 @@ class SlidingWindowAttention(TopicScene):
             stage.hand.animate.move_to(start.hand), run_time=0.6,
         )  # fmt: skip
 
-    def store(self, stage: "RingStage", position: int, pace: float) -> None:
-        """Drop a word into its slot and let its query read the ring."""
+    def store(self, stage: "RingStage", position: int, pace: float, news: Sequence[Any] = ()) -> None:
+        """Drop a word into its slot and let its query read the ring; `news` changes while the word is chosen."""
         slot = int(self.trace.ring_slot[position])
         new = stage.content(position)
         flight = stage.text.tile(position)
         old = stage.contents[slot] if slot < len(stage.contents) else None
         gone = [FadeOut(stage.gaze)] if stage.gaze is not None else []
         self.play(
-            stage.text.animate.focus(stage.window_of(position)), stage.hand.animate.move_to(stage.places[slot]), *gone,
+            stage.text.animate.focus(stage.window_of(position)), stage.hand.animate.move_to(stage.places[slot]),
+            *gone, *news,
             run_time=0.45 * pace,
         )  # fmt: skip
         self.add(flight)
