@@ -15,8 +15,9 @@ from scenes import series
 from scripts.pipeline.manifest import FORMATS
 from tests.scripts.conftest import call
 
-FINISHED = ", ".join(topic.slug for topic in series.finished())
 UNFINISHED = next(topic for topic in series.TOPICS if topic.status != series.FINISHED)
+READY = ", ".join(topic.slug for topic in series.finished())
+NO_SCENE = f"{UNFINISHED.slug} has no scene yet ({UNFINISHED.status}); finished: {READY}"
 
 COMMANDS = ("list", "render", "gif", "sheet", "trace", "doctor", "train")
 small = pytest.mark.usefixtures("small_topics")
@@ -62,10 +63,7 @@ def test_a_quick_answer_imports_neither_torch_nor_manim(arguments):
     [
         (["render", "kv-cach"], "unknown topic 'kv-cach'; did you mean 'kv_cache'? `llm-internals list` shows all 30"),
         (["render"], "name a topic or give --all; `llm-internals list` shows the topics"),
-        (
-            ["render", UNFINISHED.slug],
-            f"{UNFINISHED.slug} has no scene yet ({UNFINISHED.status}); finished: {FINISHED}",
-        ),
+        (["render", UNFINISHED.slug], NO_SCENE),
         (
             ["render", "rope", "--formats", "avi"],
             f"--formats takes {', '.join(FORMATS)} separated by commas, got 'avi'",
