@@ -240,8 +240,15 @@ class TopicTrace:
 
 
 def read_provenance(path: Path) -> dict[str, str]:
-    """Return what `TopicTrace.save` was told about the origin of the values in `path`."""
-    return _read(path)[0]["provenance"]
+    """Return what `TopicTrace.save` was told about the origin of the values in `path`.
+
+    Raises:
+        ValueError: the file is damaged or foreign.
+    """
+    try:
+        return _read(path)[0]["provenance"]
+    except (SafetensorError, KeyError, TypeError, OSError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is not a trace of this version: {error}") from error
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:

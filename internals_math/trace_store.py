@@ -1,6 +1,7 @@
 """Traces that were computed once: committed beside the core for costly defaults, else in the user's cache folder."""
 
 import importlib.metadata
+import json
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -8,9 +9,9 @@ from typing import Any
 import torch
 
 from internals_math.sources import source_hash
-from internals_math.tiny_lm.checkpoints import cache_folder, committed_names, committed_path, file_hash
+from internals_math.tiny_lm.checkpoints import cache_folder, committed_names, committed_path, file_hash, names_loaded
 from internals_math.tiny_lm.training import one_thread
-from internals_math.trace import TopicConfig, digest
+from internals_math.trace import TopicConfig, digest, read_provenance
 
 COMMITTED = Path(__file__).parent / "traces"
 
@@ -24,18 +25,34 @@ def get(core: ModuleType, config: TopicConfig | None = None, *, fresh: bool = Fa
         fresh: compute again even if it is stored.
     """
     chosen = core.Config() if config is None else config
-    if not fresh:
-        for path in (committed_file(core, chosen), cached_file(core, chosen)):
-            if path.is_file():
-                try:
-                    return core.Trace.load(path)
-                except ValueError:
-                    continue  # a damaged entry of something that can be made again
-    with one_thread(), torch.random.fork_rng(devices=[]):  # the caller's threads and random numbers stay as they were
+    found = None if fresh else _find(core, chosen)
+    if found is not None:
+        return found[1]
+    return compute(core, chosen, cached_file(core, chosen))
+
+
+def compute(core: ModuleType, config: TopicConfig, path: Path) -> Any:
+    """Compute a trace and keep it in `path` with what it was made of."""
+    with (
+        one_thread(),
+        torch.random.fork_rng(devices=[]),  # the caller's threads and random numbers stay as they were
+        names_loaded() as names,
+    ):
         torch.manual_seed(0)
-        trace = core.trace(chosen)
-    trace.save(cached_file(core, chosen), **provenance(core))
+        trace = core.trace(config)
+    models = {name: file_hash(committed_path(name)) for name in sorted(names)}
+    trace.save(path, **provenance(core), models=json.dumps(models))
     return trace
+
+
+def commit(core: ModuleType) -> Path:
+    """Compute the default trace of a topic again and keep it beside the core, in place of an earlier one."""
+    target = committed_file(core, core.Config())
+    compute(core, core.Config(), target)
+    for path in COMMITTED.glob(f"{slug(core)}-*.safetensors"):
+        if path != target:
+            path.unlink()
+    return target
 
 
 def committed_file(core: ModuleType, config: TopicConfig) -> Path:
@@ -45,18 +62,34 @@ def committed_file(core: ModuleType, config: TopicConfig) -> Path:
 
 def cached_file(core: ModuleType, config: TopicConfig) -> Path:
     """Return where this trace is or would be cached."""
-    return cache_folder() / "traces" / f"{slug(core)}-{key(core, config)}.safetensors"
+    return cache_folder() / "traces" / f"{slug(core)}-{digest(key(core, config), torch.__version__)}.safetensors"
 
 
 def stored_file(core: ModuleType, config: TopicConfig) -> Path:
     """Return the file that holds a trace which `get` has returned before."""
-    committed = committed_file(core, config)
-    return committed if committed.is_file() else cached_file(core, config)
+    found = _find(core, config)
+    return cached_file(core, config) if found is None else found[0]
+
+
+def _find(core: ModuleType, config: TopicConfig) -> tuple[Path, Any] | None:
+    """Return a stored trace that is whole and whose checkpoints are still the committed ones, and its file."""
+    for path in (committed_file(core, config), cached_file(core, config)):
+        try:
+            if path.is_file() and _models_are_current(path):
+                return path, core.Trace.load(path)
+        except ValueError:
+            continue  # a damaged entry of something that can be made again
+    return None
+
+
+def _models_are_current(path: Path) -> bool:
+    models = json.loads(read_provenance(path).get("models", "{}"))
+    return all(name in committed_names() and file_hash(committed_path(name)) == models[name] for name in models)
 
 
 def key(core: ModuleType, config: TopicConfig) -> str:
-    """Return a hash of all that the trace depends on: config, source, checkpoints, torch."""
-    return digest(config.hash, source_hash(core.__name__), checkpoints_hash(), torch.__version__)
+    """Return a hash of config and source; the checkpoints behind a trace are named in its file."""
+    return digest(config.hash, source_hash(core.__name__))
 
 
 def checkpoints_hash() -> str:

@@ -223,6 +223,11 @@ def finished() -> tuple[Topic, ...]:
     return tuple(topic for topic in TOPICS if topic.status == FINISHED)
 
 
+def with_core() -> tuple[Topic, ...]:
+    """Return the topics whose numbers can be computed."""
+    return tuple(topic for topic in TOPICS if topic.status != PLANNED)
+
+
 def scene_class(slug: str) -> Any:
     """Import a topic's scene file and return the TopicScene it defines.
 

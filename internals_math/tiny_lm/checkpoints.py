@@ -3,7 +3,8 @@
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -80,13 +81,33 @@ def committed_names() -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in COMMITTED.glob("*.safetensors")))
 
 
-@cache
+_listeners: list[set[str]] = []
+
+
+@contextmanager
+def names_loaded() -> Iterator[set[str]]:
+    """Give a set that fills with the names of the committed models that are asked for."""
+    names: set[str] = set()
+    _listeners.append(names)
+    try:
+        yield names
+    finally:
+        _listeners.remove(names)
+
+
 def load(name: str = "base") -> TinyLM:
     """Return a committed model, frozen and ready to use; the same object at each call.
 
     Raises:
         ValueError: no such checkpoint, or a damaged file.
     """
+    for names in _listeners:
+        names.add(name)
+    return _load(name)
+
+
+@cache
+def _load(name: str) -> TinyLM:
     if name not in committed_names():
         raise ValueError(
             f"checkpoint must be one of {', '.join(committed_names())}, got {name!r}; "

@@ -33,6 +33,13 @@ def load(slug: str, settings: Iterable[str], *, fresh: bool = False) -> TopicTra
         return trace_store.get(core, config, fresh=fresh)
 
 
+def commit(slug: str) -> Path:
+    """Keep a topic's default trace beside its core, so that nobody waits for its experiments."""
+    core = importlib.import_module(f"internals_math.{slug}")
+    with WorkProgress() as bars, progress.listening(bars):
+        return trace_store.commit(core)
+
+
 def to_table(trace: TopicTrace) -> str:
     """Return one line for each field: name, shape, first values."""
     rows = [(name, *_describe(value)) for name, value in trace.to_flat().items()]

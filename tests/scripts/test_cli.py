@@ -70,6 +70,10 @@ def test_a_quick_answer_imports_neither_torch_nor_manim(arguments):
         ),
         (["render", "rope", "--theme", "pink"], "--theme takes dark, light separated by commas, got 'pink'"),
         (["trace", "ropes"], "unknown topic 'ropes'; did you mean 'rope'? `llm-internals list` shows all 30"),
+        (
+            ["trace", "rope", "--commit", "--set", "base=9"],
+            "--commit keeps the default numbers; leave out --set and --save",
+        ),
         (["trace", "rope", "--set", "bas=3"], "unknown setting 'bas'; did you mean 'base'? allowed: "),
     ],
     ids=lambda value: shlex.join(value) if isinstance(value, list) else "",
@@ -169,6 +173,16 @@ def test_a_gif_of_a_topic_without_a_loop_is_refused_with_the_way_out(tmp_path):
     result = call("gif", "broken", "--out", tmp_path, "--jobs", 1)
     assert result.exit_code == 2
     assert "broken has no loop; choose a chapter with --chapter (1 to 2)" in result.stderr
+
+
+def test_trace_keeps_the_default_numbers_beside_the_core(tmp_path, monkeypatch):
+    from internals_math import kv_cache, trace_store
+
+    monkeypatch.setattr(trace_store, "COMMITTED", tmp_path)
+    result = call("trace", "kv_cache", "--commit")
+    assert result.exit_code == 0, result.stderr
+    assert Path(result.stdout.strip()) == trace_store.committed_file(kv_cache, kv_cache.Config())
+    assert [path.parent for path in tmp_path.iterdir()] == [tmp_path]
 
 
 def test_trace_prints_the_same_numbers_as_table_json_and_file(tmp_path):
