@@ -97,6 +97,7 @@ TOPICS = (
         "Quantization",
         "Discretization, rounding errors, and the math of compressing model weights.",
         "Compression",
+        CORE,
     ),
     Topic("qlora", "QLoRA", "Fine-tune 65B models on a single GPU with 4-bit quantization.", "Compression"),
     Topic(
