@@ -78,6 +78,7 @@ TOPICS = (
         "PagedAttention",
         "Virtual memory for KV cache that powers vLLM's 24x throughput.",
         "Attention",
+        CORE,
     ),
     Topic(
         "rope",

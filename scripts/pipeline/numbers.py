@@ -16,6 +16,7 @@ from scripts.pipeline.files import check_folder
 from scripts.pipeline.progress import WorkProgress
 
 SHOWN = 8  # numbers of a tensor in the table
+SHOWN_WORDS = 20
 
 
 def load(slug: str, settings: Iterable[str], *, fresh: bool = False) -> TopicTrace:
@@ -65,13 +66,21 @@ def save(trace: TopicTrace, slug: str, path: Path) -> Path:
 
 
 def _describe(value: Any) -> tuple[str, str]:
+    """Return the shape of a value and how it begins."""
     if isinstance(value, Tensor):
         flat = value.reshape(-1)
-        shown = " ".join(f"{number:.5g}" for number in flat[:SHOWN].tolist())
+        shown = " ".join(_text(number) for number in flat[:SHOWN].tolist())
         return "×".join(map(str, value.shape)) or "()", shown + (" …" if flat.numel() > SHOWN else "")
     if isinstance(value, list):
-        return str(len(value)), " ".join(map(str, value))
-    return "", str(value)
+        separator = " | " if any(" " in str(part) or not part for part in value) else " "  # phrases, not words
+        shown = separator.join(map(str, value[:SHOWN_WORDS]))
+        return str(len(value)), shown + (f"{separator}…" if len(value) > SHOWN_WORDS else "")
+    return "", _text(value)
+
+
+def _text(value: Any) -> str:
+    """Return five digits of a fraction, and everything else whole."""
+    return f"{value:.5g}" if isinstance(value, float) else str(value)
 
 
 def _plain(value: Any) -> Any:
