@@ -6,7 +6,7 @@ from typing import Any
 
 from manim import Camera, Mobject
 
-from scenes.kit import theme
+from scenes.kit import stamps, theme
 from scenes.kit.picture import Picture
 
 
@@ -16,6 +16,7 @@ class KitCamera(Camera):
     def __init__(self, **kwargs: Any) -> None:
         kwargs.setdefault("background_color", theme.BACKGROUND)
         super().__init__(**kwargs)
+        stamps.SHARED.clear()  # each scene draws the same pixels, whatever its process drew before
 
     def capture_mobjects(self, mobjects: Iterable[Mobject], **kwargs: Any) -> None:
         """Draw the mobjects back to front: runs of pictures draw themselves, other runs go to Manim."""

@@ -1,11 +1,12 @@
 """Drawing words in frame units on a cairo context, as the kit's pictures speak them."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 
 import cairo
 
-from scenes.kit import theme
+from scenes.kit import stamps, theme
+from scenes.kit.stamps import STEPS, Draw
 from scenes.kit.typography import Style, shape
 
 Point = tuple[float, float] | Sequence[float]
@@ -17,6 +18,10 @@ class Painter:
     def __init__(self, context: cairo.Context, opacity: float = 1.0) -> None:
         self.context = context
         self.opacity = opacity
+        self._matrix = matrix = context.get_matrix()
+        # a picture that is turned or stretched is drawn as paths; all others stamp what they repeat
+        turned = matrix.xy or matrix.yx or matrix.xx <= 0 or abs(matrix.xx + matrix.yy) > 1e-6 * matrix.xx
+        self._unit = 0.0 if turned else matrix.xx  # pixels
 
     def ink(self, color: str, opacity: float = 1.0) -> None:
         red, green, blue = theme.rgb(color)
@@ -39,21 +44,25 @@ class Painter:
         """Draw a rectangle whose lower left corner is (x, y)."""
         if opacity <= 0 or self.opacity <= 0:
             return
-        context = self.context
-        context.new_path()
         radius = max(0.0, min(radius, abs(width) / 2, abs(height) / 2))
-        if radius > 0:
-            for cx, cy, start in (
-                (x + width - radius, y + radius, -math.pi / 2),
-                (x + width - radius, y + height - radius, 0.0),
-                (x + radius, y + height - radius, math.pi / 2),
-                (x + radius, y + radius, math.pi),
-            ):
-                context.arc(cx, cy, radius, start, start + math.pi / 2)
-            context.close_path()
-        else:
-            context.rectangle(x, y, width, height)
-        self._finish(fill, stroke, line, opacity)
+        if not self._unit:
+            self.context.new_path()
+            _round_box(self.context, x, y, width, height, radius)
+            self._finish(fill, stroke, line, opacity)
+            return
+        left, bottom = self._steps(x, y)
+        right, top = self._steps(x + width, y + height)
+        wide, high = (right - left) / STEPS, (bottom - top) / STEPS
+        radius = round(radius * self._unit, 2)
+        self._stamp(
+            ("box", wide, high, radius),
+            (left, top),
+            lambda context: _round_box(context, 0, 0, wide, high, radius),
+            fill,
+            stroke,
+            line,
+            opacity,
+        )
 
     def polyline(
         self,
@@ -96,9 +105,21 @@ class Painter:
         """Draw a full circle."""
         if opacity <= 0 or self.opacity <= 0 or radius <= 0:
             return
-        self.context.new_path()
-        self.context.arc(x, y, radius, 0, 2 * math.pi)
-        self._finish(fill, stroke, line, opacity)
+        if not self._unit:
+            self.context.new_path()
+            self.context.arc(x, y, radius, 0, 2 * math.pi)
+            self._finish(fill, stroke, line, opacity)
+            return
+        size = round(radius * self._unit, 2)
+        self._stamp(
+            ("circle", size),
+            self._steps(x, y),
+            lambda context: context.arc(0, 0, size, 0, 2 * math.pi),
+            fill,
+            stroke,
+            line,
+            opacity,
+        )
 
     def arc(
         self,
@@ -169,15 +190,55 @@ class Painter:
             return
         line = shape(text, style.face, style.bold)
         unit = style.size / line.cap_height
-        context = self.context
-        context.save()
-        context.translate(x - align * line.advance * unit, y)
-        context.scale(unit, unit)
-        context.new_path()
-        context.append_path(line.path)
-        context.restore()
-        self.ink(color, opacity)
-        context.fill()
+        self.outline(
+            line.path, (text, style.face, style.bold), x - align * line.advance * unit, y, unit, color, opacity
+        )
+
+    def outline(
+        self, path: cairo.Path, name: Hashable, x: float, y: float, unit: float, color: str, opacity: float = 1.0
+    ) -> None:
+        """Fill a kept path, which is known by `name`, with its origin at (x, y) and its units `unit` long."""
+        if opacity <= 0 or self.opacity <= 0:
+            return
+        if not self._unit:
+            self.context.new_path()
+            _scaled_path(self.context, path, x, y, unit, unit)
+            self._finish(color, None, 0, opacity)
+            return
+        # a millionth of the path's unit: no pixel of a line differs, and rounding of positions makes no new size
+        scale = round(unit * self._unit, 6)
+        self._stamp(
+            (name, scale),
+            self._steps(x, y),
+            lambda context: _scaled_path(context, path, 0, 0, scale, -scale),
+            color,
+            None,
+            0,
+            opacity,
+        )
+
+    def _steps(self, x: float, y: float) -> tuple[int, int]:
+        """Return a point in steps of a stamp."""
+        matrix, unit = self._matrix, self._unit
+        return round((matrix.x0 + x * unit) * STEPS), round((matrix.y0 - y * unit) * STEPS)
+
+    def _stamp(
+        self,
+        shape: Hashable,
+        at: tuple[int, int],
+        draw: Draw,
+        fill: str | None,
+        stroke: str | None,
+        line: float,
+        opacity: float,
+    ) -> None:
+        if fill is not None:
+            self.ink(fill, opacity)
+            stamps.SHARED.put(self.context, shape, at, draw)
+        if stroke is not None:
+            self.ink(stroke, opacity)
+            stamps.SHARED.put(self.context, shape, at, draw, round(line * self._unit, 3))
+        self.context.set_matrix(self._matrix)
 
     def _finish(self, fill: str | None, stroke: str | None, line: float, opacity: float) -> None:
         if fill is not None:
@@ -192,3 +253,26 @@ class Painter:
             self.context.stroke()
         elif fill is None:
             self.context.new_path()
+
+
+def _scaled_path(context: cairo.Context, path: cairo.Path, x: float, y: float, right: float, up: float) -> None:
+    """Add a kept path at (x, y), its units so long."""
+    context.save()
+    context.translate(x, y)
+    context.scale(right, up)
+    context.append_path(path)
+    context.restore()
+
+
+def _round_box(context: cairo.Context, x: float, y: float, width: float, height: float, radius: float) -> None:
+    """Add the path of a rectangle."""
+    if radius <= 0:
+        context.rectangle(x, y, width, height)
+        return
+    quarter = math.pi / 2
+    context.new_sub_path()
+    context.arc(x + width - radius, y + radius, radius, -quarter, 0)
+    context.arc(x + width - radius, y + height - radius, radius, 0, quarter)
+    context.arc(x + radius, y + height - radius, radius, quarter, 2 * quarter)
+    context.arc(x + radius, y + radius, radius, 2 * quarter, 3 * quarter)
+    context.close_path()

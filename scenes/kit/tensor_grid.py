@@ -194,18 +194,18 @@ class TensorGrid(Picture):
         background, now = theme.BACKGROUND, theme.current()
         if self.role is not None and self.frame_opacity > 0 and self.presence.any():
             self._draw_frame(painter)
-        rows, columns = self.shade.shape
         gap = min(GAP, 0.14 * min(width, height))
         radius = min(0.05, width / 8, height / 8)
         baseline = (height + self.style.size) / 2
-        for i in range(rows):
-            for j in range(columns):
-                presence, share = self.presence[i, j], self.shade[i, j]
-                if presence <= 0 or math.isnan(share):
+        ink_opacity = float(self.ink) if self.texts is not None else 0.0
+        state = zip(self.shade.tolist(), self.presence.tolist(), self.emphasis.tolist(), strict=True)
+        for i, row in enumerate(state):
+            for j, (share, presence, emphasized) in enumerate(zip(*row, strict=True)):
+                if presence <= 0 or share != share:  # NaN
                     continue
                 color = theme.signed_color(share) if self.map == "signed" else theme.sequential_color(share, self.map)
-                emphasis = theme.DIMMED + (1 - theme.DIMMED) * self.emphasis[i, j]
-                if emphasis < 1:
+                if emphasized < 1:
+                    emphasis = theme.DIMMED + (1 - theme.DIMMED) * emphasized
                     color = theme.mix(background, color, round(emphasis * 32) / 32)
                 x, y = self._corner(i, j)
                 painter.box(
@@ -217,17 +217,17 @@ class TensorGrid(Picture):
                     radius=radius,
                     opacity=presence,
                 )
-                if self.texts is not None and self.ink > 0:
+                if self.texts is not None and ink_opacity > 0:
                     ink = theme.ink_on(color, now)
-                    if self.emphasis[i, j] < 1:
-                        ink = theme.mix(color, ink, 0.62 + 0.38 * round(self.emphasis[i, j] * 8) / 8)
+                    if emphasized < 1:
+                        ink = theme.mix(color, ink, 0.62 + 0.38 * round(emphasized * 8) / 8)
                     painter.text(
                         self.texts[i][j],
                         x + width / 2,
                         y - baseline,
                         self.style,
                         color=ink,
-                        opacity=presence * self.ink,
+                        opacity=presence * ink_opacity,
                     )
 
     def _draw_frame(self, painter: Painter) -> None:
