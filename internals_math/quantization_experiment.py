@@ -233,7 +233,8 @@ def loud_channel(config: Config) -> dict[str, Any]:
 def calibration(config: Config) -> tiny_lm.Corpus:
     """Return training texts, other ones for each seed."""
     first = config.seed * config.calibration_sequences
-    return tiny_lm.training_corpus().rows(range(first, first + config.calibration_sequences))
+    after = first + config.calibration_sequences
+    return tiny_lm.training_corpus(size=after).rows(range(first, after))
 
 
 @torch.no_grad()

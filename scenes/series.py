@@ -92,6 +92,7 @@ TOPICS = (
         "Speculative Decoding",
         "Verification probability, acceptance sampling, and trading compute for latency.",
         "Attention",
+        CORE,
     ),
     Topic(
         "quantization",
