@@ -317,14 +317,17 @@ class Trace(TopicTrace):
     scores: Float[Tensor, "T T"]  # scaled, before the mask
     scores_raw: Float[Tensor, "T T"]  # not scaled
     weights: Float[Tensor, "T T"]
+    scores_seen: Float[Tensor, "T T"]  # NaN where the mask hides
+    weights_seen: Float[Tensor, "T T"]
     weight_sums: Float[Tensor, " T"]
     outputs: Float[Tensor, "T d"]
+    even_position: int  # of the word whose weights are the most even
     key_plane: Float[Tensor, "T 2"]  # length along the query, distance from it
     key_angle: Float[Tensor, " T"]  # degrees between query and key
     query_norm: float
     query_plane: Float[Tensor, " 2"]  # the query itself in this plane
     score_factor: float  # what turns a length along the query into a score
-    score_powers: Float[Tensor, " V"]  # e to the score, relative to the largest
+    score_powers: Float[Tensor, " V"]  # e to the score, as a share of the largest
     power_sum: float
     weighted_values: Float[Tensor, "V d"]
     partial_weights: Float[Tensor, " V"]  # of the first 1, 2, … keys together

@@ -31,6 +31,7 @@ TOPICS = (
         "Attention Mechanism",
         "The Query-Key-Value architecture that revolutionized deep learning.",
         "Attention",
+        FINISHED,
     ),
     Topic(
         "kv_cache",
