@@ -17,13 +17,12 @@ _FINE = 1e-3  # unit of kept paths: cairo keeps whole 1/256 of them
 
 
 class FormulaPart(Picture):
-    """Some signs of a formula as one kept path in one color."""
+    """Some signs of a formula as one kept path in one color; its box is that of all signs in it, inner parts' too."""
 
     animated = ("opacity", "tint")
 
-    def __init__(self, name: tuple[Any, ...], signs: Iterable[VMobject], role: str) -> None:
-        signs = list(signs)
-        points = np.vstack([sign.points for sign in signs]) if signs else np.zeros((1, 3))
+    def __init__(self, name: tuple[Any, ...], signs: Iterable[VMobject], within: Iterable[VMobject], role: str) -> None:
+        points = np.vstack([sign.points for sign in within])
         low, high = points.min(axis=0), points.max(axis=0)
         super().__init__(*(high - low)[:2])
         self.role = role
@@ -62,12 +61,14 @@ class Formula(FormulaPart):
         for label in by_size:
             for sign in held[label]:
                 owner.setdefault(sign, label)
-        super().__init__(("formula", source, size), (sign for key, sign in signs.items() if key not in owner), "TEXT")
+        own = (sign for key, sign in signs.items() if key not in owner)
+        super().__init__(("formula", source, size), own, signs.values(), "TEXT")
         self.parts: dict[str, FormulaPart] = {}
         for label in reversed(by_size):  # the largest first: it may hold others, which take its color
             around: FormulaPart = next((self.parts[k] for k in by_size if held[label] < held[k]), self)
             own = (sign for key, sign in signs.items() if owner.get(key) == label)
-            part = FormulaPart((*self.path_name, label), own, roles.get(label, around.role))
+            within = [signs[key] for key in held[label]]
+            part = FormulaPart((*self.path_name, label), own, within, roles.get(label, around.role))
             around.add(part)
             self.parts[label] = part
 

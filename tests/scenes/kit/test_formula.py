@@ -59,3 +59,12 @@ def test_lines_are_as_wide_in_a_small_video_as_in_a_large_one():
         with tempconfig({"pixel_width": width, "verbosity": "ERROR"}):
             paths.append([points for kind, points in Formula("frac(1, 2)").path if points])
     np.testing.assert_allclose(np.concatenate(paths[0]), np.concatenate(paths[1]), atol=0.1)
+
+
+def test_a_formula_that_is_one_labeled_part_can_be_placed_and_drawn():
+    formula = Formula("{{ W_Q : sign }}", size=0.6, sign="QUERY").shift(UP)
+    whole = Formula("W_Q", size=0.6).shift(UP)
+    np.testing.assert_allclose(formula.get_center(), whole.get_center(), atol=1e-6)
+    np.testing.assert_allclose([formula.width, formula.height], [whole.width, whole.height], atol=1e-6)
+    assert amount_of(pixels(formula.select("sign")), theme.QUERY) > 0
+    assert amount_of(pixels(formula), theme.TEXT) == 0  # nothing is left outside the part
