@@ -1,10 +1,13 @@
-"""A camera that lets the kit's pictures draw themselves; everything else stays Manim's."""
+"""A camera that lets the kit's pictures draw themselves, and a renderer that hands its frames on without copies.
+
+Everything else stays Manim's.
+"""
 
 import itertools
 from collections.abc import Iterable
 from typing import Any
 
-from manim import Camera, Mobject
+from manim import CairoRenderer, Camera, Mobject, Scene, config
 
 from scenes.kit import stamps, theme
 from scenes.kit.picture import Picture
@@ -28,3 +31,15 @@ class KitCamera(Camera):
                     picture.render_to(context)  # type: ignore[attr-defined]
             else:
                 super().capture_mobjects(list(run), include_submobjects=False)
+
+
+class DirectRenderer(CairoRenderer):
+    """Manim's renderer for a file writer that is done with a frame when `write_frame` returns: it gets the camera's
+    own pixels, which the next frame overwrites."""
+
+    def render(self, scene: Scene, time: float, moving_mobjects: Iterable[Mobject] | None = None) -> None:
+        self.update_frame(scene, moving_mobjects)
+        self.add_frame(self.camera.pixel_array)
+
+    def freeze_current_frame(self, duration: float) -> None:
+        self.add_frame(self.camera.pixel_array, num_frames=int(duration * config.frame_rate))

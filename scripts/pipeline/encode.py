@@ -82,8 +82,8 @@ class Encoder:
         return self.frames / self.quality.frame_rate
 
     def write(self, pixels: np.ndarray, repeat: int = 1) -> None:
-        """Add an RGBA frame; a frame held still is converted once."""
-        frame = av.VideoFrame.from_numpy_buffer(pixels, format="rgba")  # no copy: the caller has given it away
+        """Add an RGBA frame, which the caller may then overwrite; a frame held still is converted once."""
+        frame = av.VideoFrame.from_numpy_buffer(pixels, format="rgba")  # no copy: it is converted at once
         if self.lossless:
             frame = frame.reformat(format="rgb24", threads=1)
         else:
@@ -129,7 +129,7 @@ class UnitWriter(SceneFileWriter):
         self.on_frame = on_frame
         self.scene: Any = None  # the scene whose key times are watched
         self.stills: list[np.ndarray] = []
-        self.last_frame: np.ndarray | None = None
+        self.last_frame: np.ndarray | None = None  # overwritten by the next one
 
     def add_partial_movie_file(self, hash_animation: str | None) -> None:
         pass
@@ -159,7 +159,8 @@ class UnitWriter(SceneFileWriter):
     def _keep_stills(self) -> None:
         """Keep the frame that was shown at a key time the scene has noted since."""
         if self.scene is not None and self.last_frame is not None:
-            self.stills += [self.last_frame] * (len(self.scene.key_times) - len(self.stills))
+            missing = len(self.scene.key_times) - len(self.stills)
+            self.stills += [self.last_frame.copy()] * missing if missing else []
 
 
 def read_frames(path: Path) -> Iterator[np.ndarray]:

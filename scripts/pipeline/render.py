@@ -94,6 +94,7 @@ def render(
     topics = [_Topic(topic, TopicResult(topic.slug), request.out / topic.slug) for topic in map(series.find, slugs)]
     ffmpeg.require()
     check_folder(request.out)
+    limit = units.cache_limit()
     for topic in topics:
         if _is_unchanged(topic, request):
             _end(topic, report)
@@ -111,7 +112,7 @@ def render(
         stills = request.options.get("stills")
         for folder in {units.unit_folder(), *(topic.folder for topic in work), *([Path(stills)] if stills else [])}:
             sweep(folder, run)
-    units.prune(keep=[unit.folder.name for topic in work for unit in topic.rendered.values()])
+    units.prune(limit, keep=[unit.folder.name for topic in work for unit in topic.rendered.values()])
     return [topic.result for topic in topics]
 
 

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -20,8 +20,10 @@ from typing import TYPE_CHECKING, Any
 from internals_math.sources import ROOT, source_files, source_hash
 from internals_math.storage import cache_folder
 from scenes.series import Topic
+from scripts.pipeline.errors import UserError
 from scripts.pipeline.files import file_hash, part_prefix
 from scripts.pipeline.quality import Quality
+from scripts.pipeline.sizes import read_size
 
 if TYPE_CHECKING:  # the parent process does without torch
     from internals_math.trace import TopicTrace
@@ -184,14 +186,65 @@ def keep_unit(job: UnitJob, trace: "TopicTrace", facts: dict[str, Any]) -> None:
     job.aside.replace(target)
 
 
-def prune(limit: int = CACHE_LIMIT_BYTES, *, keep: Iterable[str] = ()) -> None:
-    """Remove the units that were not used for longest until the cache is below `limit` bytes."""
-    kept = set(keep)
-    folders = [folder for folder in unit_folder().glob("[!.]*") if folder.is_dir() and folder.name not in kept]
-    sizes = {folder: sum(file.stat().st_size for file in folder.iterdir()) for folder in folders}
-    total = sum(sizes.values())
-    for folder in sorted(folders, key=lambda folder: folder.stat().st_mtime):
-        if total <= limit:
-            return
-        shutil.rmtree(folder, ignore_errors=True)
-        total -= sizes[folder]
+@dataclass(frozen=True)
+class CachedUnit:
+    """An entry of the cache as `llm-internals cache` shows it."""
+
+    topic: str  # "" if its facts cannot be read: it will be rendered again
+    unit: str
+    folder: Path
+    bytes: int
+    used: float  # time of last use, seconds since 1970
+
+
+def cached_units() -> list[CachedUnit]:
+    """Return all entries of the cache, the longest unused first."""
+    found = []
+    for folder in unit_folder().glob("[!.]*"):
+        try:
+            size, used = sum(file.stat().st_size for file in folder.iterdir()), folder.stat().st_mtime
+        except OSError:
+            continue  # gone since: another call prunes too
+        try:
+            facts = json.loads((folder / FACTS).read_text())
+            topic, unit = str(facts["topic"]), str(facts["unit"])
+        except (OSError, ValueError, KeyError, TypeError):
+            topic, unit = "", ""
+        found.append(CachedUnit(topic, unit, folder, size, used))
+    return sorted(found, key=lambda unit: unit.used)
+
+
+def cache_limit() -> int:
+    """Return how many bytes of units are kept; LLM_INTERNALS_CACHE_LIMIT sets it, as in 500MB or 20GB.
+
+    Raises:
+        UserError: it is set to something else.
+    """
+    text = os.environ.get("LLM_INTERNALS_CACHE_LIMIT")
+    try:
+        return read_size(text) if text else CACHE_LIMIT_BYTES
+    except ValueError as error:
+        raise UserError(f"LLM_INTERNALS_CACHE_LIMIT: {error}") from error
+
+
+def prune(limit: int, *, keep: Iterable[str] = ()) -> list[CachedUnit]:
+    """Remove the units that were not used for longest until the cache is below `limit` bytes; returns them.
+
+    Args:
+        limit: bytes, >= 0.
+        keep: names of folders that stay whatever the limit; they do count.
+    """
+    entries, kept = cached_units(), set(keep)
+    total, gone = sum(entry.bytes for entry in entries), []
+    for entry in entries:
+        if total > limit and entry.folder.name not in kept:
+            total -= entry.bytes
+            gone.append(entry)
+    return remove(gone)
+
+
+def remove(entries: Sequence[CachedUnit]) -> list[CachedUnit]:
+    """Remove entries of the cache and return them."""
+    for entry in entries:
+        shutil.rmtree(entry.folder, ignore_errors=True)
+    return list(entries)

@@ -18,13 +18,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from manim import CairoRenderer, tempconfig
+from manim import tempconfig
 from PIL import Image
 
 from internals_math import trace_store
 from scenes import series
 from scenes.kit import theme
-from scenes.kit.camera import KitCamera
+from scenes.kit.camera import DirectRenderer, KitCamera
 from scenes.kit.traced import names_read
 from scenes.series import Topic
 from scripts.pipeline import outputs, units
@@ -157,7 +157,7 @@ def render_unit(job: UnitJob, fresh: bool) -> RenderedUnit:
     }
     with tempconfig(settings):
         encoder = Encoder(job.aside / units.VIDEO, job.quality, lossless=job.lossless, encoder=job.encoder)
-        renderer = CairoRenderer(
+        renderer = DirectRenderer(
             file_writer_class=lambda given: UnitWriter(given, encoder, progress_note(job)),  # type: ignore[arg-type]
             camera_class=KitCamera,
         )

@@ -184,6 +184,15 @@ def test_a_setting_renders_only_the_chapters_that_show_what_it_changes(empty_cac
     assert (back.rendered, back.reused) == (0, 4)
 
 
+def test_a_render_prunes_to_the_limit_but_keeps_what_it_made(empty_cache, monkeypatch, tmp_path):
+    monkeypatch.setenv("LLM_INTERNALS_CACHE_LIMIT", "1B")
+    one(tmp_path, formats=("gif",))
+    other = one(tmp_path, formats=("gif",), settings=("seed=1",))
+    again = one(tmp_path, formats=("gif",), settings=("seed=1",), make="gif")
+    assert (other.rendered, again.reused) == (1, 1)
+    assert len(list(units.unit_folder().iterdir())) == 1
+
+
 def test_formats_of_the_loop_need_no_chapter(empty_cache, tmp_path):
     result = one(tmp_path, formats=("gif", "poster"))
     assert {path.name for path in result.files} == {"loop.gif", "poster.png", "manifest.json"}
