@@ -203,6 +203,7 @@ TOPICS = (
         "RAG (Retrieval-Augmented Generation)",
         "Embeddings, similarity search, and conditioning. How LLMs use external knowledge.",
         "Foundations",
+        CORE,
     ),
 )
 
