@@ -160,6 +160,7 @@ TOPICS = (
         "Direct Preference Optimization (DPO)",
         "The elegant alternative to RLHF. Skip the reward model and RL loop entirely.",
         "Alignment and reasoning",
+        CORE,
     ),
     Topic(
         "grpo",
