@@ -8,7 +8,7 @@ import numpy as np
 
 from scenes.kit import theme
 from scenes.kit.painter import Painter
-from scenes.kit.picture import Picture
+from scenes.kit.picture import Data, Picture
 from scenes.kit.token_row import BOS, require_tokens
 from scenes.kit.traced import Traced, format_number, require_traced
 from scenes.kit.typography import Style
@@ -212,6 +212,9 @@ class Bars(Picture):
             else:
                 y = -self.local_height / 2 - 0.16 - self.name_style.size
                 painter.text(name, across, y, self.name_style, color=ink)
+
+    def data(self) -> tuple[Data, ...]:
+        return (Data(self.values, np.asarray(self.values.values, dtype=float), self.amounts),)
 
     def ledger(self) -> list[tuple[str, str]]:
         entries = [(str(name), name.origin) for name in self.names]

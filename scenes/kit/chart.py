@@ -9,7 +9,7 @@ import numpy as np
 
 from scenes.kit import theme
 from scenes.kit.painter import Painter
-from scenes.kit.picture import Picture
+from scenes.kit.picture import Data, Picture
 from scenes.kit.traced import Traced, format_number, read_text, require_traced
 from scenes.kit.typography import Style
 
@@ -79,7 +79,9 @@ class Chart(Picture):
                 raise ValueError(f"the {name} range must rise{' from above 0' if log else ''}, got {low}..{high}")
         self.x_range, self.y_range = np.array(x, dtype=float), np.array(y, dtype=float)
         self.x_ticks, self.y_ticks = tuple(map(float, x_ticks)), tuple(map(float, y_ticks))
-        self.x_label, self.y_label = read_text(x_label).plain, read_text(y_label).plain
+        read = read_text(x_label), read_text(y_label)
+        self.x_label, self.y_label = (words.plain for words in read)
+        self.label_parts = (*read[0].parts, *read[1].parts)  # traced parts of both
         self.x_format, self.y_format = x_format, y_format
         self.log_x, self.log_y = log_x, log_y
         self.curves: tuple[Curve, ...] = ()
@@ -287,8 +289,16 @@ class Chart(Picture):
         ys = np.clip(self._y(heights), -self.local_height / 2, self.local_height / 2 + 0.3)
         return np.stack([self._x(np.asarray(x, dtype=float)), ys], axis=1)
 
+    def data(self) -> tuple[Data, ...]:
+        heights = zip(self.curves, self.heights, strict=True)
+        return tuple(Data(curve.y, np.asarray(curve.y, dtype=float), height) for curve, height in heights)
+
+    def instrument(self) -> tuple[str, ...]:
+        ticks = ((self.x_ticks, self.x_format), (self.y_ticks, self.y_format))
+        return tuple(_tick_text(tick, form) for places, form in ticks for tick in places)
+
     def ledger(self) -> list[tuple[str, str]]:
-        entries: list[tuple[str, str]] = []
+        entries: list[tuple[str, str]] = [*self.label_parts]
         for level in self.levels:
             entries += [("level", level.value.origin), *level.parts]
         for curve, drawn, shown in zip(self.curves, self.drawn, self.shown, strict=True):

@@ -10,6 +10,7 @@ from manim import MathTypst, VMobject, config
 from scenes.kit import theme
 from scenes.kit.painter import Painter
 from scenes.kit.picture import Picture
+from scenes.kit.traced import read_text
 
 # Typst sizes its letters by the em; this brings a formula's capital to the height of a label's at the same `size`.
 _FONT_SIZE_PER_UNIT = 150
@@ -47,9 +48,13 @@ class Formula(FormulaPart):
     Labeled parts are pictures of their own inside the formula, for `select`; a part may hold smaller ones.
 
     Formula(r"{{ q : query }} dot {{ k_j : key }} / sqrt(d)", query="QUERY", key="KEY")
+
+    A lone digit is part of the law (x², 1/2); longer numbers are formatted traced values.
     """
 
     def __init__(self, source: str, *, size: float = theme.LABEL, **roles: str) -> None:
+        read = read_text(source, lone_digits=True)
+        source, self.traced_parts = read.plain, read.parts
         # A formula out of Manim's cache of drawings would come back with other line widths.
         typst = MathTypst(source, color=theme.TEXT, font_size=size * _FONT_SIZE_PER_UNIT, use_svg_cache=False)
         signs = {id(sign): sign for sign in typst.family_members_with_points()}
@@ -71,6 +76,9 @@ class Formula(FormulaPart):
             part = FormulaPart((*self.path_name, label), own, within, roles.get(label, around.role))
             around.add(part)
             self.parts[label] = part
+
+    def ledger(self) -> list[tuple[str, str]]:
+        return list(self.traced_parts)
 
     def select(self, label: str) -> FormulaPart:
         """Return a labeled part.

@@ -6,7 +6,7 @@ import numpy as np
 
 from scenes.kit import theme
 from scenes.kit.painter import Painter
-from scenes.kit.picture import Picture
+from scenes.kit.picture import Data, Picture
 from scenes.kit.traced import Traced, require_traced
 
 
@@ -21,6 +21,7 @@ class LayerStack(Picture):
     """
 
     animated = ("opacity", "glow", "own", "present", "lines")
+    color_is_amount = True
 
     def __init__(
         self,
@@ -43,7 +44,10 @@ class LayerStack(Picture):
 
     def _take(self, values: Traced) -> None:
         self.values = require_traced(values, "LayerStack")
-        self.glow = np.nan_to_num(np.clip(np.abs(np.asarray(values, dtype=float)) / self.limit, 0, 1))
+        self.glow = self._glow(values)
+
+    def _glow(self, values: Traced) -> np.ndarray:
+        return np.nan_to_num(np.clip(np.abs(np.asarray(values, dtype=float)) / self.limit, 0, 1))
 
     def set_values(self, values: Traced) -> Self:
         """Light the dots by other amounts."""
@@ -121,6 +125,10 @@ class LayerStack(Picture):
             ground, getattr(theme, self.change_role), round(float(self.glow[layer, position]) * 24) / 24
         )
         return theme.mix(changed, getattr(theme, self.role), round(float(self.own[position]) * 24) / 24)
+
+    def data(self) -> tuple[Data, ...]:
+        # `darken` has put them all out
+        return (Data(self.values, self._glow(self.values), self.glow),) if self.glow.any() else ()
 
     def ledger(self) -> list[tuple[str, str]]:
         return [(f"{self.glow.size} dots", self.values.origin)]

@@ -7,7 +7,7 @@ import numpy as np
 
 from scenes.kit import theme
 from scenes.kit.painter import Painter
-from scenes.kit.picture import Picture
+from scenes.kit.picture import Data, Picture
 from scenes.kit.traced import Traced, require_traced
 
 
@@ -23,6 +23,7 @@ class Links(Picture):
     """
 
     animated = ("opacity", "strength", "emphasis", "anchors")
+    color_is_amount = True
 
     def __init__(
         self,
@@ -50,8 +51,10 @@ class Links(Picture):
         self.shift(np.array([*middle, 0.0]))
 
     def _take(self, matrix: Traced) -> None:
-        self.values = matrix
-        self.strength = np.nan_to_num(np.clip(np.abs(np.asarray(matrix.values, dtype=float)) / self.limit, 0, 1))
+        self.values, self.strength = matrix, self._strength(matrix)
+
+    def _strength(self, matrix: Traced) -> np.ndarray:
+        return np.nan_to_num(np.clip(np.abs(np.asarray(matrix.values, dtype=float)) / self.limit, 0, 1))
 
     def set_values(self, weights: Traced) -> Self:
         """Show other weights; the curves grow stronger and weaker."""
@@ -93,6 +96,9 @@ class Links(Picture):
                 if opacity > 0.01:
                     curve = _curve(self.anchors[s], self.anchors[count + e], self.bend)
                     painter.polyline(curve, stroke=color, line=self.line * (0.3 + 0.7 * strength), opacity=opacity)
+
+    def data(self) -> tuple[Data, ...]:
+        return (Data(self.values, self._strength(self.values), self.strength),)
 
     def ledger(self) -> list[tuple[str, str]]:
         rows, columns = np.nonzero(self.strength)

@@ -7,7 +7,7 @@ import numpy as np
 
 from scenes.kit import theme
 from scenes.kit.painter import Painter
-from scenes.kit.picture import Picture
+from scenes.kit.picture import Data, Picture
 from scenes.kit.traced import Traced, require_traced
 
 
@@ -92,6 +92,9 @@ class MemoryBlocks(Picture):
             painter.box(x + 0.03, y + 0.03, width, height, fill=theme.SURFACE, radius=0.05)
             if share > 0:
                 painter.box(x + 0.03, y + 0.03, width * share, height, fill=color, radius=0.05)
+
+    def data(self) -> tuple[Data, ...]:
+        return (Data(self.values, np.asarray(self.values.values, dtype=float), self.fill),)
 
     def ledger(self) -> list[tuple[str, str]]:
         return [(f"{len(self.fill)} slots", self.values.origin)]

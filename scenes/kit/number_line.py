@@ -8,7 +8,7 @@ from manim import Animation, linear
 
 from scenes.kit import theme
 from scenes.kit.painter import Painter
-from scenes.kit.picture import Picture
+from scenes.kit.picture import Data, Picture
 from scenes.kit.token_row import require_tokens
 from scenes.kit.traced import Traced, format_number, read_text, require_traced
 from scenes.kit.typography import Style
@@ -108,8 +108,7 @@ class NumberLine(Picture):
             x = self._x(tick)
             if abs(x) <= half + 1e-6:
                 painter.polyline([(x, 0), (x, -0.1)], stroke=theme.MUTED, line=theme.HAIRLINE)
-                text = format_number(int(tick) if self.tick_format == "d" else tick, self.tick_format)
-                painter.text(text, x, -0.2 - numbers.size, numbers, color=theme.MUTED)
+                painter.text(self._tick_text(tick), x, -0.2 - numbers.size, numbers, color=theme.MUTED)
         painter.text(self.label, 0, -0.34 - numbers.size - theme.LABEL, Style(theme.LABEL), color=theme.MUTED)
         xs = [self._x(float(place)) for place in self.places]
         if self.gap > 0 and len(xs) > 1:
@@ -122,6 +121,18 @@ class NumberLine(Picture):
             if self.names:
                 align = 0.5 if len(xs) == 1 else (0.15 if x == right else 0.85)
                 painter.text(str(self.names[k]), x, 0.26, words, color=getattr(theme, role), align=align)
+
+    def data(self) -> tuple[Data, ...]:
+        return tuple(
+            Data(value, np.asarray(value, dtype=float), np.asarray(place))
+            for value, place in zip(self.values, self.places, strict=True)
+        )
+
+    def instrument(self) -> tuple[str, ...]:
+        return tuple(self._tick_text(tick) for tick in self.ticks)
+
+    def _tick_text(self, tick: float) -> str:
+        return format_number(int(tick) if self.tick_format == "d" else tick, self.tick_format)
 
     def ledger(self) -> list[tuple[str, str]]:
         beads = [("bead", value.origin) for value in self.values]

@@ -6,15 +6,24 @@ changes over time is an array named in `animated`, and is interpolated between t
 """
 
 import copy
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import cairo
 import numpy as np
 from manim import Mobject
 
 from scenes.kit.painter import Painter
+from scenes.kit.traced import Traced
 
 _CORNERS = np.array([[-0.5, 0.5, 0], [0.5, 0.5, 0], [-0.5, -0.5, 0], [0.5, -0.5, 0]])
+
+
+class Data(NamedTuple):
+    """Traced values, the array their drawing should be made of, and the one it is made of."""
+
+    values: Traced
+    meant: np.ndarray
+    drawn: np.ndarray
 
 
 class Picture(Mobject):
@@ -22,6 +31,8 @@ class Picture(Mobject):
 
     # Names of the array attributes that an animation interpolates; a change of shape snaps at half time.
     animated: tuple[str, ...] = ("opacity",)
+    # Whether the strength of a color is the datum, so that a small amount may be as faint as the ground.
+    color_is_amount = False
 
     def __init__(self, width: float, height: float) -> None:
         super().__init__()
@@ -36,6 +47,14 @@ class Picture(Mobject):
     def ledger(self) -> list[tuple[str, str]]:
         """Return what is shown now and where it comes from: (as displayed, origin)."""
         return []
+
+    def data(self) -> tuple["Data", ...]:
+        """Return the data behind what is drawn now, for the check that the drawing is that data."""
+        return ()
+
+    def instrument(self) -> tuple[str, ...]:
+        """Return the written numbers that are no data: the ticks of an axis."""
+        return ()
 
     # -- where things are -------------------------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from scenes.kit import theme
 from scenes.kit.painter import Painter
-from scenes.kit.picture import Picture
+from scenes.kit.picture import Data, Picture
 from scenes.kit.traced import Traced, format_number, require_traced
 from scenes.kit.typography import Style
 
@@ -30,6 +30,7 @@ class TensorGrid(Picture):
     """
 
     animated = ("opacity", "shade", "presence", "emphasis", "ink", "frame_opacity")
+    color_is_amount = True
 
     def __init__(
         self,
@@ -245,6 +246,10 @@ class TensorGrid(Picture):
             radius=0.09,
             opacity=float(self.frame_opacity),
         )
+
+    def data(self) -> tuple[Data, ...]:
+        values = np.asarray(self.values.values, dtype=float)
+        return (Data(self.values, values, self.shade * (self.limit or 1.0)),)
 
     def ledger(self) -> list[tuple[str, str]]:
         shown = [(i, j) for i, j in zip(*np.nonzero(self.presence > 0), strict=True)]

@@ -13,6 +13,7 @@ from scenes.kit.traced import TracedText
 from scenes.kit.typography import Style, width
 
 BOS = "<bos>"
+RECEDED = 0.65  # strength of a word that steps back: it can still be read in both themes
 
 
 def require_tokens(tokens: Sequence[Any], what: str) -> tuple[TracedText, ...]:
@@ -101,7 +102,7 @@ class TokenRow(Picture):
             presence = float(self.presence[k])
             if presence <= 0:
                 continue
-            strength = 0.45 + 0.55 * float(self.emphasis[k])
+            strength = RECEDED + (1 - RECEDED) * float(self.emphasis[k])
             color = theme.mix(theme.BACKGROUND, theme.hex_color(tuple(self.color[k])), round(strength * 20) / 20)
             left, middle = self._left(k), self._left(k) + self.widths[k] / 2
             painter.box(

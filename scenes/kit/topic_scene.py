@@ -16,11 +16,13 @@ from scenes import series
 from scenes.kit import theme
 from scenes.kit.camera import KitCamera
 from scenes.kit.label import Label
+from scenes.kit.ledger import Ledger
 from scenes.kit.painter import Painter
 from scenes.kit.picture import Picture
 from scenes.kit.traced import TracedFields, allow_notation, read_text, traced
 from scenes.kit.typography import Style, width
 
+LEDGER_SECONDS = 0.1  # between two looks of the ledger at what moves
 OPENING, ENDING, LOOP = "opening", "ending", "loop"
 _Method = TypeVar("_Method", bound=Callable[..., None])
 
@@ -127,12 +129,12 @@ class TopicScene(Scene):
         self.unit = unit
         self.full_trace = trace
         self.captions: list[Caption] = []
-        self.ledger: list[dict[str, Any]] = []
+        self.number_ledger = Ledger()
         self.unit_starts: list[tuple[str, float]] = []
         self.key_times: list[float] = []
         self._band: CaptionBand | None = None
         self._header: Header | None = None
-        self._open_ledger: dict[tuple[str, str, str], dict[str, Any]] = {}
+        self._play_start = self._noted = 0.0  # of the animation under way; up to when the ledger is written
 
     # -- what there is to play --------------------------------------------------------------------------------------
 
@@ -272,28 +274,25 @@ class TopicScene(Scene):
 
     # -- ledger -----------------------------------------------------------------------------------------------------
 
-    def play(self, *args: Any, **kwargs: Any) -> None:
-        start = self.now
-        super().play(*args, **kwargs)
-        self._record(start)
+    @property
+    def ledger(self) -> list[dict[str, Any]]:
+        """Return what was on screen so far and where it comes from."""
+        return self.number_ledger.entries
 
-    def _record(self, start: float) -> None:
-        """Note what is on screen and where it comes from; what stays on screen stays one entry."""
-        seen = {}
-        for picture in self.get_mobject_family_members():
-            if isinstance(picture, Picture) and picture.opacity > 0:
-                for shown, origin in picture.ledger():
-                    seen[type(picture).__name__, shown, origin] = None
-        for key in [key for key in self._open_ledger if key not in seen]:
-            del self._open_ledger[key]
-        for key in seen:
-            entry = self._open_ledger.get(key)
-            if entry is None:
-                kind, shown, origin = key
-                entry = {"object": kind, "shown": shown, "origin": origin, "start": round(start, 3), "end": 0.0}
-                self._open_ledger[key] = entry
-                self.ledger.append(entry)
-            entry["end"] = round(self.now, 3)
+    def play(self, *args: Any, **kwargs: Any) -> None:
+        start = self._play_start = self._noted = self.now
+        super().play(*args, **kwargs)
+        self._note(max(start, self._noted), self.now)
+
+    def update_to_time(self, t: float) -> None:
+        super().update_to_time(t)
+        now = self._play_start + t
+        if now - self._noted >= LEDGER_SECONDS - 1e-6:  # what comes and goes within one motion
+            self._note(self._noted, now)
+
+    def _note(self, start: float, end: float) -> None:
+        self.number_ledger.note(self.get_mobject_family_members(), start, end)
+        self._noted = end
 
 
 def _marked(scene: type, mark: str) -> dict[str, Any]:

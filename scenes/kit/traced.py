@@ -112,12 +112,20 @@ class Traced:
     # -- origin -----------------------------------------------------------------------------------------------------
 
     @property
+    def cells(self) -> np.ndarray:
+        """Return which cells of the field these are: indices into the flat field, in the shape of the values."""
+        return self._indices
+
+    @property
     def origin(self) -> str:
         """Return the field and the cells this is, as one would write it: `keys[2, :]`."""
         if not self._field_shape or self.size == math.prod(self._field_shape):
             return self.field
         if not self.size:
             return f"{self.field}[nothing]"
+        if self.size == 1:
+            place = np.unravel_index(int(self._indices.item()), self._field_shape)
+            return f"{self.field}[{', '.join(map(str, map(int, place)))}]"
         axes = [np.unique(axis) for axis in np.unravel_index(self._indices.reshape(-1), self._field_shape)]
         if math.prod(len(axis) for axis in axes) != self.size:
             return f"{self.field}[{self.size} cells]"
@@ -234,8 +242,11 @@ def allow_notation(names: Iterable[str]) -> None:
     _notation = tuple(sorted(names, key=len, reverse=True))
 
 
-def read_text(text: str) -> ReadText:
+def read_text(text: str, *, lone_digits: bool = False) -> ReadText:
     """Take the marks out of `text`: words with formatted traced values in them.
+
+    Args:
+        lone_digits: let digits pass that are no part of a longer number, as in a formula's x².
 
     Raises:
         ValueError: digits that are neither a formatted traced value nor part of a listed name.
@@ -247,7 +258,7 @@ def read_text(text: str) -> ReadText:
     rest = _MARKED.sub("", text)
     for name in _notation:
         rest = rest.replace(name, "")
-    digits = re.search(r"\S*[0-9]\S*", rest)
+    digits = re.search(r"\S*[0-9]\.?[0-9]\S*" if lone_digits else r"\S*[0-9]\S*", rest)
     if digits:
         raise ValueError(
             f"{digits[0]!r} in {plain!r} has no origin: format a traced value (f'{{self.trace.field:.2f}}'), "

@@ -9,7 +9,7 @@ from manim import Animation, linear
 
 from scenes.kit import theme
 from scenes.kit.painter import Painter
-from scenes.kit.picture import Picture
+from scenes.kit.picture import Data, Picture
 from scenes.kit.traced import Traced, format_number, require_traced
 from scenes.kit.typography import Style, width
 
@@ -243,6 +243,10 @@ class VectorPlane(Picture):
         reach = self._reach(length)
         tip = (reach * math.cos(angle), reach * math.sin(angle))
         painter.arrow((0.0, 0.0), tip, color=getattr(theme, role), line=line, head=3.6 * line, opacity=opacity)
+
+    def data(self) -> tuple[Data, ...]:
+        tips = np.stack([self.lengths * np.cos(self.angles), self.lengths * np.sin(self.angles)], axis=-1)
+        return (Data(self.values, _pairs(self.values), tips),)
 
     def ledger(self) -> list[tuple[str, str]]:
         rows = self.values.reshape(-1, 2)

@@ -6,7 +6,7 @@ from manim import FadeIn, FadeOut, tempconfig
 
 from scenes import series
 from scenes.kit import theme
-from scenes.kit.label import Label, Readout
+from scenes.kit.label import Label, Readout, StepThrough
 from scenes.kit.motion import RowByRow, Visit, pour
 from scenes.kit.tensor_grid import TensorGrid
 from scenes.kit.topic_scene import CaptionBand, Header, TopicScene, chapter, loop
@@ -92,8 +92,20 @@ def test_the_ledger_says_what_was_on_screen_from_when_to_when(registered):
     scene = play(Story, "apple")
     entry = next(e for e in scene.ledger if e["origin"] == "numbers[0, 1]")
     assert (entry["object"], entry["shown"], entry["start"]) == ("TensorGrid", "−2.0", 0.0)
-    assert entry["end"] == pytest.approx(1.5, abs=0.2)  # it leaves with the fade, long before the chapter ends
+    assert entry["end"] == pytest.approx(1.9, abs=0.11)  # it leaves with the fade, before the chapter ends
     assert scene.now > 2.2
+
+
+def test_the_ledger_sees_what_comes_and_goes_within_one_motion(registered):
+    class Stepping(Story):
+        @chapter("Step")
+        def step(self):
+            """Three values in a second."""
+            readout = Readout(lambda v: f"{v:.2f}", self.trace.numbers[0, 0])
+            self.play(StepThrough(readout, self.trace.numbers[0]), run_time=1.0)
+
+    shown = [entry["shown"] for entry in play(Stepping, "step").ledger]
+    assert shown == ["1.00", "−2.00", "0.50"]
 
 
 def test_a_loop_has_neither_header_nor_captions(registered):

@@ -1,0 +1,183 @@
+"""Every number, color cell, length and curve on screen is a value of the Trace, and shows what that value is."""
+
+import dataclasses
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from internals_math import trace_store
+from scenes.kit.formula import FormulaPart
+from scenes.kit.picture import Data, Picture
+from scenes.kit.recorder import TEXT, Drawn, Recording
+from scripts.pipeline.checks import Finding, finding
+from scripts.pipeline.checks.stillness import still_things
+
+RULE = "origin"
+VALUE = "value"
+# What the ledger writes for something that is drawn but not written: "curve", "12 colors".
+_PICTORIAL = re.compile(r"([0-9]+ )?[a-z][a-z ]*")
+_SUPERSCRIPTS = str.maketrans("⁻⁰¹²³⁴⁵⁶⁷⁸⁹−", "-0123456789-")
+_SCALES = {"B": 1.0, "KiB": 2.0**10, "MiB": 2.0**20, "GiB": 2.0**30, "TiB": 2.0**40, "PiB": 2.0**50}
+_SCALES |= {"K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15, "%": 0.01, "°": 1.0, "": 1.0}
+_NUMBER = re.compile(
+    r"(?P<mantissa>[-+]?[0-9][0-9,]*(\.[0-9]+)?|[-+]?\.[0-9]+)"
+    r"(e(?P<e>[-+]?[0-9]+)| × 10(?P<ten>-?[0-9]+))? ?(?P<unit>[KMGTP]i?B?|B|%|°)?"
+)
+
+
+def check_origins(recording: Recording) -> Iterator[Finding]:
+    """Yield what was drawn without an origin, or differs from the value it says it is."""
+    fields = Fields(recording.scene)
+    for entry in recording.scene.ledger:
+        problem = fields.problem(entry["shown"], entry["origin"])
+        if problem:
+            rule, message = problem
+            thing = f"{entry['object']} {entry['shown']!r}"
+            yield finding(recording, entry["start"], thing, rule, message)
+    known: set[tuple[int, str]] = set()
+    seen: set[int] = set()
+    for look in recording.looks:
+        for thing in look.things:
+            if id(thing) in seen:
+                continue
+            seen.add(id(thing))
+            for message in _untraced(thing, recording.scene.notation):
+                if (id(thing.picture), message) not in known:
+                    known.add((id(thing.picture), message))
+                    yield finding(recording, look.start, thing.name, RULE, message)
+    for look, thing in still_things(recording):
+        for data in thing.data:
+            message = fields.wrong_data(data)
+            if message:
+                yield finding(recording, look.start, thing.name, VALUE, message)
+
+
+def _untraced(thing: Drawn, notation: Sequence[str]) -> Iterator[str]:
+    """Yield what a picture draws without saying where it comes from."""
+    picture = thing.picture
+    if isinstance(picture, FormulaPart):
+        return  # its source was read when it was made
+    if not isinstance(picture, Picture):
+        yield "a mobject of Manim's own carries no origin: draw it with the kit"
+        return
+    if not thing.ledger and not type(picture).draw.__module__.startswith("scenes.kit."):
+        yield "draws shapes but says in `ledger` of no data what they are"
+    written = {shown for shown, _ in thing.ledger}
+    allowed = sorted({*written, *thing.instrument, *notation}, key=len, reverse=True)
+    for mark in thing.marks:
+        if mark.kind != TEXT or mark.text in written or not re.search("[0-9]", mark.text):
+            continue
+        rest = mark.text
+        for part in allowed:
+            rest = rest.replace(part, "")
+        number = re.search(r"\S*[0-9]\S*", rest)
+        if number:
+            yield f"{number[0]!r} in {mark.text!r} has no origin"
+
+
+class Fields:
+    """The values that a scene's ledger speaks of."""
+
+    def __init__(self, scene: Any) -> None:
+        self.trace = scene.full_trace
+        self.provenance = trace_store.provenance(scene.core)
+
+    def problem(self, shown: str, origin: str) -> tuple[str, str] | None:
+        """Return the rule that a ledger entry breaks and how, or None."""
+        for part in origin.split(" over "):
+            try:
+                value = self.resolve(part)
+            except (LookupError, AttributeError, ValueError):
+                return RULE, f"{part} is no value of the Trace"
+        if isinstance(value, str):
+            return None if shown.strip() == value else (VALUE, f"shows {shown!r}, but {origin} is {value!r}")
+        if _PICTORIAL.fullmatch(shown) and shown not in ("yes", "no"):
+            return None
+        if np.size(value) != 1:
+            return VALUE, f"writes one number for the {np.size(value)} values of {origin}"
+        number = np.asarray(value).item()
+        if not shows(shown, number):
+            return VALUE, f"shows {shown!r}, but {origin} is {number!r}"
+        return None
+
+    def resolve(self, origin: str) -> Any:
+        """Return the value that an origin such as `keys[2, :]` or `config.base` names.
+
+        Raises:
+            LookupError, AttributeError, ValueError: there is no such value.
+        """
+        steps = re.findall(r"\.?([^.\[\]]+)|\[((?:[^\[\]]|\[[^\]]*\])*)\]", origin)
+        value: Any = {"provenance": self.provenance} if steps[0][0] == "provenance" else self.trace
+        for name, index in steps:
+            value = _step(value, name) if name else _cells(value, index)
+        if dataclasses.is_dataclass(value) or isinstance(value, Mapping):
+            raise ValueError(f"{origin} is a record")
+        return value if isinstance(value, str) else np.asarray(value)
+
+    def wrong_data(self, data: Data) -> str | None:
+        """Return what is wrong with drawn data: it is not the field's, or the drawing is not of it."""
+        values = data.values
+        try:
+            field = np.asarray(self.resolve(values.field))
+            true = field.reshape(-1)[values.cells]
+        except (LookupError, AttributeError, ValueError):
+            return f"{values.field} is no field of the Trace"
+        if not np.array_equal(true, values.values, equal_nan=True):
+            return f"its values are not those of {values.origin}"
+        meant, drawn = np.broadcast_arrays(data.meant, data.drawn)
+        scale = np.nanmax(np.abs(meant), initial=0.0) or 1.0
+        if not np.allclose(drawn, meant, rtol=0, atol=1e-5 * scale, equal_nan=True):
+            worst = np.nanmax(np.abs(drawn - meant))
+            return f"the drawing is off the values of {values.origin} by up to {worst:.3g}"
+        return None
+
+
+def shows(shown: str, value: float | bool) -> bool:
+    """Return whether a written number is `value`, rounded to the digits that are written."""
+    if isinstance(value, bool):
+        return shown == ("yes" if value else "no")
+    match = _NUMBER.fullmatch(shown.strip().translate(_SUPERSCRIPTS))
+    if match is None:
+        return False
+    mantissa = match["mantissa"].replace(",", "")
+    power = int(match["e"] or match["ten"] or 0)
+    unit = 10.0**power * _SCALES[match["unit"] or ""]
+    decimals = len(mantissa.partition(".")[2])
+    return abs(float(mantissa) * unit - value) <= (0.5 * 10.0**-decimals + 1e-9) * unit + 1e-9 * abs(value)
+
+
+def _step(value: Any, name: str) -> Any:
+    if isinstance(value, Mapping):
+        return value[name]
+    if not dataclasses.is_dataclass(value):
+        raise AttributeError(name)
+    return getattr(value, name)
+
+
+def _cells(value: Any, index: str) -> Any:
+    """Return the cells of a field that an origin's brackets name."""
+    if isinstance(value, tuple | list):
+        if re.fullmatch("[0-9]+", index):
+            return value[int(index)]
+        value = np.asarray(value)
+    array = value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
+    if index == "nothing" or index.endswith(" cells"):
+        return array.reshape(-1)[: 0 if index == "nothing" else int(index.split()[0])]
+    axes = [_axis(part.strip()) for part in re.findall(r"\[[^\]]*\]|[^,\[\]]+", index) if part.strip()]
+    if len(axes) != array.ndim:
+        raise LookupError(index)
+    for dimension, axis in reversed(list(enumerate(axes))):
+        array = array[(slice(None),) * dimension + (axis,)]
+    return array
+
+
+def _axis(part: str) -> Any:
+    if part.startswith("["):
+        return [int(number) for number in part[1:-1].split(",")]
+    if ":" in part:
+        first, last = part.split(":")
+        return slice(int(first) if first else None, int(last) if last else None)
+    return int(part)

@@ -1,0 +1,200 @@
+"""What only pixels can tell: flashes, whether a loop closes, and whether a GIF kept the colors of the cells."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from manim import CairoRenderer, tempconfig
+from PIL import Image, ImageSequence
+
+from scenes.kit import theme
+from scenes.kit.camera import KitCamera
+from scenes.kit.recorder import BOX, Drawn, Look, Mark, Recording, record
+from scenes.kit.tensor_grid import TensorGrid
+from scenes.kit.topic_scene import LOOP, TopicScene
+from scripts.pipeline.checks import Finding, finding
+from scripts.pipeline.checks.stillness import REST_SECONDS, resting_ids
+
+FRAME_RATE = 15
+SMALL, LARGE = (160, 90), (640, 360)  # of a chapter, and of a loop
+
+# WCAG 2.3.1: a general flash is a pair of opposing changes of relative luminance of 10 % or more where the darker image
+# is below 0.80; at most three within a second, unless the area is small: 25 % of any 10 degrees of the visual field,
+# which is a quarter of a 341 x 256 block of a 1024 x 768 screen.
+CHANGE, DARKER_BELOW, FLASHES = 0.10, 0.80, 3
+BLOCK, BLOCK_SHARE = (256 / 768, 341 / 1024), 0.25
+
+# Edges of lines that end a hair's breadth further on may differ at the ends of a loop; areas may not.
+LEVELS, LOOP_SHARE = 12, 0.01
+
+
+def check_pixels(scene_class: type[TopicScene], unit: str, recording: Recording) -> Iterator[Finding]:
+    """Yield flashes of a unit, and the jump of a loop that does not close. Renders it small."""
+    frames, after = low_quality_frames(scene_class, unit, LARGE if unit == LOOP else SMALL)
+    small = frames[:, ::4, ::4] if unit == LOOP else frames
+    luminance = np.stack([relative_luminance(frame) for frame in small])
+    if unit == LOOP:  # it goes on with its beginning
+        luminance = np.concatenate([luminance, luminance[:FRAME_RATE]])
+    for second, share in flashes(luminance, FRAME_RATE):
+        message = f"more than {FLASHES} flashes within a second, over {share:.0%} of a tenth of the visual field"
+        yield finding(recording, second, "picture", "flashes", message)
+    if unit == LOOP:
+        difference = np.abs(after.astype(int) - frames[0]).max(axis=2) > LEVELS
+        if difference.mean() >= LOOP_SHARE:
+            message = f"{difference.mean():.1%} of the picture jumps where the loop begins again"
+            yield finding(recording, recording.seconds, "loop", "loop", message)
+
+
+def low_quality_frames(
+    scene_class: type[TopicScene], unit: str, size: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Render a unit in memory; returns its frames (T, H, W, 3) and the picture that would come next."""
+    settings = {"pixel_width": size[0], "pixel_height": size[1], "frame_rate": FRAME_RATE, "dry_run": True}
+    with tempconfig({**settings, "verbosity": "ERROR", "progress_bar": "none", "disable_caching": True}):
+        theme.use(theme.current())
+        renderer = _Keeping(camera_class=KitCamera)
+        scene = scene_class(renderer, unit=unit)
+        scene.render()
+        renderer.static_image = None
+        renderer.update_frame(scene)
+        after = renderer.get_frame()[..., :3]
+    return np.stack(renderer.frames), after
+
+
+class _Keeping(CairoRenderer):
+    """Keeps the frames it draws."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.frames: list[np.ndarray] = []
+
+    def add_frame(self, frame: np.ndarray, num_frames: int = 1) -> None:
+        self.time += num_frames / FRAME_RATE
+        self.frames += [frame[..., :3]] * num_frames
+
+
+def relative_luminance(frame: np.ndarray) -> np.ndarray:
+    """Return WCAG's relative luminance (H, W), 0..1, of an 8-bit RGB picture."""
+    return (_LINEAR[frame] * _WEIGHTS).sum(axis=-1)
+
+
+_LEVEL = np.arange(256) / 255
+_LINEAR = np.where(_LEVEL <= 0.04045, _LEVEL / 12.92, ((_LEVEL + 0.055) / 1.055) ** 2.4).astype(np.float32)
+_WEIGHTS = np.array([0.2126, 0.7152, 0.0722], dtype=np.float32)
+
+
+def flashes(luminance: np.ndarray, frame_rate: float) -> Iterator[tuple[float, float]]:
+    """Yield (second, share of the worst block) where the picture flashes more than three times within a second.
+
+    Args:
+        luminance: (T, H, W) relative luminance.
+        frame_rate: frames a second.
+    """
+    turns = opposing_changes(luminance)  # (T, H, W)
+    span = max(1, round(frame_rate))
+    recent = np.zeros(luminance.shape[1:], dtype=np.int16)
+    quiet_until = -1.0
+    for frame, now in enumerate(turns):
+        recent += now
+        if frame >= span:
+            recent -= turns[frame - span]
+        too_many = recent >= 2 * (FLASHES + 1)  # a flash is a pair of changes
+        if frame / frame_rate > quiet_until and too_many.any():
+            share = _worst_block(too_many)
+            if share > BLOCK_SHARE:
+                quiet_until = frame / frame_rate + 1
+                yield max(0.0, frame / frame_rate - 1), share
+
+
+def opposing_changes(luminance: np.ndarray) -> np.ndarray:
+    """Return where (T, H, W) each pixel completes a change of luminance that opposes its last one."""
+    lowest, highest = luminance[0].copy(), luminance[0].copy()
+    direction = np.zeros(luminance.shape[1:], dtype=np.int8)
+    changes = np.zeros(luminance.shape, dtype=bool)
+    for frame, now in enumerate(luminance[1:], start=1):
+        lowest, highest = np.minimum(lowest, now), np.maximum(highest, now)
+        rises = (now - lowest >= CHANGE) & (lowest < DARKER_BELOW) & (direction <= 0)
+        falls = (highest - now >= CHANGE) & (now < DARKER_BELOW) & (direction >= 0) & ~rises
+        changes[frame] = rises | falls
+        direction = np.where(rises, 1, np.where(falls, -1, direction)).astype(np.int8)
+        # from a turn on, the extreme is measured anew
+        highest = np.where(rises | falls | (direction > 0) & (now >= highest), now, highest)
+        lowest = np.where(rises | falls | (direction < 0) & (now <= lowest), now, lowest)
+    return changes
+
+
+def _worst_block(where: np.ndarray) -> float:
+    """Return the largest share of a block of the screen that is marked."""
+    height, width = where.shape
+    high, wide = max(1, round(height * BLOCK[0])), max(1, round(width * BLOCK[1]))
+    sums = np.pad(where.astype(np.int32), ((1, 0), (1, 0))).cumsum(0).cumsum(1)
+    inside = sums[high:, wide:] - sums[:-high, wide:] - sums[high:, :-wide] + sums[:-high, :-wide]
+    return float(inside.max()) / (high * wide)
+
+
+# -- the GIF ---------------------------------------------------------------------------------------------------------
+
+
+def check_gif(scene_class: type[TopicScene], gif: Path, frame_rate: int) -> Iterator[Finding]:
+    """Yield cells of resting heat maps whose color in a GIF of the loop is not exactly that of the color map.
+
+    Args:
+        gif: file in the dark theme.
+        frame_rate: of the master that it was made from.
+    """
+    recording = record(scene_class, LOOP, frame_rate=frame_rate)
+    resting = resting_ids(recording)
+    told: set[int] = set()
+    with Image.open(gif) as picture:
+        size, frames = picture.size, _gif_frames(picture)
+    unit = size[1] / 8  # pixels of a frame unit
+    for look in _longest_looks(recording):
+        pixels = _at(frames, (look.start + look.end) / 2)
+        for order, thing in enumerate(look.things):
+            if not isinstance(thing.picture, TensorGrid) or id(thing) not in resting or id(thing.picture) in told:
+                continue
+            for mark, column, row in _cell_pixels(thing, look.things[order + 1 :], size, unit):
+                got = theme.hex_color(tuple(pixels[row, column] / 255))
+                if got != mark.color.upper():
+                    told.add(id(thing.picture))
+                    message = f"a cell of {mark.color} is {got} in the GIF"
+                    yield finding(recording, look.start, thing.name, "gif-color", message)
+                    break
+
+
+def _longest_looks(recording: Recording, count: int = 6) -> list[Look]:
+    """Return still pictures of the loop, those that stand longest."""
+    looks = [look for look in recording.looks if look.end - look.start >= REST_SECONDS]
+    return sorted(looks, key=lambda look: look.start - look.end)[:count]
+
+
+def _gif_frames(picture: Image.Image) -> list[tuple[float, np.ndarray]]:
+    """Return (end in seconds, RGB pixels) of each frame."""
+    frames, end = [], 0.0
+    for frame in ImageSequence.Iterator(picture):
+        end += frame.info.get("duration", 0) / 1000
+        frames.append((end, np.asarray(frame.convert("RGB"))))
+    return frames
+
+
+def _at(frames: list[tuple[float, np.ndarray]], seconds: float) -> np.ndarray:
+    return next((pixels for end, pixels in frames if end > seconds), frames[-1][1])
+
+
+def _cell_pixels(
+    thing: Drawn, above: Sequence[Drawn], size: tuple[int, int], unit: float
+) -> Iterator[tuple[Mark, int, int]]:
+    """Yield a pixel of each cell that nothing else touches: near its upper left corner, clear of its number."""
+    over = np.array([mark[1:5] for other in above for mark in other.marks], dtype=float).reshape(-1, 4)
+    for mark in thing.marks:
+        wide, high = (mark.right - mark.left) * unit, (mark.top - mark.bottom) * unit
+        if mark.kind != BOX or mark.opacity < 0.999 or min(wide, high) < 5:
+            continue
+        x, y = mark.left + 0.25 * (mark.right - mark.left), mark.top - 0.14 * (mark.top - mark.bottom) - 1 / unit
+        margin = 2 / unit
+        near = (over[:, 0] - margin <= x) & (x <= over[:, 2] + margin)
+        near &= (over[:, 1] - margin <= y) & (y <= over[:, 3] + margin)
+        column, row = int(size[0] / 2 + x * unit), int(size[1] / 2 - y * unit)
+        if not near.any() and 0 <= column < size[0] and 0 <= row < size[1]:
+            yield mark, column, row

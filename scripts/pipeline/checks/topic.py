@@ -1,0 +1,152 @@
+"""All checks of a topic: each unit for itself, in any process, then what concerns the whole video and its GIF."""
+
+import importlib
+import tempfile
+import traceback
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+
+from scenes import series
+from scenes.kit.recorder import Recording, record
+from scenes.kit.topic_scene import LOOP, TopicScene
+from scenes.series import Topic
+from scripts.pipeline.checks import Finding, finding
+from scripts.pipeline.checks.layout import check_contrast, check_layout
+from scripts.pipeline.checks.origins import RULE, check_origins
+from scripts.pipeline.checks.pixels import check_gif, check_pixels
+from scripts.pipeline.checks.reading import check_captions, check_length
+from scripts.pipeline.jobs import Request, TopicResult
+from scripts.pipeline.quality import QUALITIES, loop_quality
+from scripts.pipeline.render import render, workers
+
+GIF = "gif"
+CONTRAST_EVERY = 0.5  # seconds: the second theme differs in color alone
+
+
+@dataclass(frozen=True)
+class UnitReport:
+    """What was found in a unit, and how long it is."""
+
+    unit: str
+    seconds: float
+    findings: tuple[Finding, ...]
+
+
+@dataclass(frozen=True)
+class TopicReport:
+    """What was found in a topic."""
+
+    topic: str
+    seconds: float  # of the video
+    units: int  # of the video
+    findings: tuple[Finding, ...]
+
+
+def check_topics(slugs: Iterable[str], *, jobs: int, pixels: bool = True) -> Iterator[TopicReport]:
+    """Check topics, unit by unit in `jobs` processes, and yield a report of each in order.
+
+    Args:
+        pixels: also render at low quality, for flashes, loop ends and the colors of the GIF.
+    """
+    topics = [series.find(slug) for slug in slugs]
+    with workers(jobs) as pool:
+        work: dict[str, list[Future] | Exception] = {}
+        for topic in topics:
+            try:
+                names = unit_names(_scene_of(topic))
+            except Exception as error:  # its file cannot be imported: the others go on
+                work[topic.slug] = error
+                continue
+            futures = [pool.submit(check_unit, topic, name, pixels=pixels) for name in names]
+            if pixels and LOOP in names:
+                futures.append(pool.submit(check_gif_of, topic))
+            work[topic.slug] = futures
+        for topic in topics:
+            futures = work[topic.slug]
+            if isinstance(futures, Exception):
+                yield TopicReport(topic.slug, 0.0, 0, (_broken(topic, futures),))
+            else:
+                yield _joined(topic, [future.result() for future in futures])
+
+
+def unit_names(scene_class: type[TopicScene]) -> list[str]:
+    """Return everything of a topic that can be played."""
+    names = [unit.name for unit in scene_class.units()]
+    return [*names, LOOP] if scene_class.has_loop() else names
+
+
+def check_unit(topic: Topic, unit: str, *, pixels: bool = True) -> UnitReport:
+    """Check one unit in record mode, in both themes, and its pixels at low quality."""
+    scene_class = _scene_of(topic)
+    recording = record(scene_class, unit)
+    findings = list(check_recording(recording))
+    if recording.error is None:
+        findings += check_contrast(record(scene_class, unit, theme_name="light", every=CONTRAST_EVERY))
+        if pixels:
+            findings += check_pixels(scene_class, unit, recording)
+    return UnitReport(unit, recording.seconds, tuple(findings))
+
+
+def check_recording(recording: Recording) -> Iterator[Finding]:
+    """Yield all that a recording shows to be wrong."""
+    if recording.error is not None:
+        yield _raised(recording, recording.error)
+    for check in (check_origins, check_layout, check_contrast, check_captions):
+        yield from check(recording)
+
+
+def _joined(topic: Topic, reports: list[UnitReport]) -> TopicReport:
+    findings = [found for report in reports for found in report.findings]
+    video = [report for report in reports if report.unit not in (LOOP, GIF)]
+    seconds = sum(report.seconds for report in video)
+    findings += check_length(topic.slug, _file(topic), seconds)
+    return TopicReport(topic.slug, seconds, len(video), tuple(findings))
+
+
+class _Silent:
+    """A report of progress that tells nobody."""
+
+    def begin(self, slug: str) -> None:
+        pass
+
+    def update(self, slug: str, done: float, total: float) -> None:
+        pass
+
+    def end(self, result: TopicResult) -> None:
+        pass
+
+
+def check_gif_of(topic: Topic) -> UnitReport:
+    """Make the GIF of a topic's loop at low quality, as users do, and compare its colors with the color map."""
+    quality = QUALITIES["l"]
+    with tempfile.TemporaryDirectory() as folder:
+        request = Request("gif", quality, jobs=1, out=Path(folder))
+        (result,) = render((topic.slug,), request, _Silent())
+        if result.error is not None:
+            return UnitReport(GIF, 0.0, (_broken(topic, RuntimeError(result.error.splitlines()[-1])),))
+        gif = next(path for path in result.files if path.suffix == ".gif")
+        found = check_gif(_scene_of(topic), gif, loop_quality(quality).frame_rate)
+        return UnitReport(GIF, 0.0, tuple(found))
+
+
+def _scene_of(topic: Topic) -> type[TopicScene]:
+    importlib.import_module(topic.module)
+    return series.scene_class(topic.slug)
+
+
+def _raised(recording: Recording, error: BaseException) -> Finding:
+    """An error of a scene: a typed number, a value without an origin, or a mistake of another kind."""
+    innermost = traceback.extract_tb(error.__traceback__)[-1].filename
+    rule = RULE if innermost.endswith("scenes/kit/traced.py") else "plays"
+    thing, line = type(error).__name__, recording.error_line
+    return finding(recording, recording.seconds, thing, rule, str(error), line)
+
+
+def _broken(topic: Topic, error: Exception) -> Finding:
+    return Finding(topic.slug, _file(topic), 0, "", 0.0, type(error).__name__, "plays", str(error))
+
+
+def _file(topic: Topic) -> str:
+    return f"{topic.module.replace('.', '/')}.py"
