@@ -108,6 +108,7 @@ TOPICS = (
         "LoRA (Low-Rank Adaptation)",
         "Rank, subspaces, and matrix factorization explain why fine-tuning works without touching all parameters.",
         "Compression",
+        CORE,
     ),
     Topic(
         "model_compression",
