@@ -398,7 +398,10 @@ class Config(TopicConfig):
 
 @dataclass(frozen=True, eq=False)
 class Trace(TopicTrace):
-    """Everything the scene draws, all of it measured. K slots, c cups, L layers, n swaps of the game on screen.
+    """Everything the scene draws. K slots, c cups, L layers, n swaps of the game on screen.
+
+    Measured on trained models, but for four fields that are counted or follow from the rules: `chance`,
+    `corrupted_expected`, `passes` and `depth`. Published accuracies of other models are no fields.
 
     Models of one size and one training: direct answers at once, filler after K - 1 equal dots, chain writes every
     state; direct_deep is direct with twice the layers. Cups are numbers, `cup_names` names them.

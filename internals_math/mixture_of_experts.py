@@ -152,15 +152,32 @@ def router_logit_grad(
     weights: Float[Tensor, "T k"],
     indices: Int[Tensor, "T k"],
     num_experts: int,
+    *,
+    probs: Float[Tensor, "T N"] | None = None,
 ) -> Float[Tensor, "T N"]:
-    """Return the task's gradient on the router logits, for gates that sum to 1.
+    """Return the task's gradient on the router logits.
 
-    dL/dh_i = g_i <dL/dy, E_i - y> for a chosen expert, exactly 0 for the others: an expert whose output lowers the
-    loss more than the mixture does is scored higher next time. With k = 1 all of it is 0.
+    Gates that sum to 1: dL/dh_i = g_i <dL/dy, E_i - y> for a chosen expert, exactly 0 for the others. An expert whose
+    output lowers the loss more than the mixture does is scored higher next time. With k = 1 all of it is 0.
+
+    Raw gates: dL/dh_i = p_i (<dL/dy, E_i> [i chosen] - <dL/dy, y>). They pass through the softmax over all experts, so
+    that the score of an expert that did not run moves too.
+
+    Args:
+        probs: all probabilities of the router if the gates are raw (norm_topk_prob=False).
+
+    Raises:
+        ValueError: raw gates that are not the chosen probabilities.
     """
     mixture = (weights[..., None] * expert_outputs).sum(dim=1, keepdim=True)  # (T, 1, D)
-    chosen = weights * ((expert_outputs - mixture) * grad_output[:, None]).sum(dim=-1)  # (T, k)
-    return chosen.new_zeros(len(indices), num_experts).scatter(1, indices, chosen)
+    if probs is None:
+        chosen = weights * ((expert_outputs - mixture) * grad_output[:, None]).sum(dim=-1)  # (T, k)
+        return chosen.new_zeros(len(indices), num_experts).scatter(1, indices, chosen)
+    if not torch.allclose(probs.gather(1, indices), weights, atol=1e-6):
+        raise ValueError("raw gates must be the probabilities of the chosen experts; leave probs out if they sum to 1")
+    gains = (expert_outputs * grad_output[:, None]).sum(dim=-1)  # (T, k)
+    all_gains = torch.zeros_like(probs).scatter(1, indices, gains)
+    return probs * (all_gains - (mixture * grad_output[:, None]).sum(dim=-1))
 
 
 def expert_load(indices: Int[Tensor, "*batch k"], num_experts: int, *, per: str = "assignment") -> Float[Tensor, " N"]:
@@ -377,6 +394,8 @@ class Labels:
 class Trace(TopicTrace):
     """Everything the scene draws: one layer of the MoE trained with the balance loss, and five training runs.
 
+    With top_k = 1 the gates are raw (Switch), else they sum to 1 (Mixtral).
+
     T tokens of the series story, N experts, k chosen, D wide, S records of a training run, C classes of words.
     Runs: free = no balancing, aux = with the balance loss, bias = loss-free balancing.
     """
@@ -445,9 +464,7 @@ def trace(config: Config) -> Trace:
     runs = experiment.train_runs(config)
     reading = experiment.read_layer(runs["aux"].model, experiment.sentence(), config.layer)
     routing = reading.routing
-    task = router_logit_grad(
-        reading.output_grad, reading.expert_outputs, routing.weights, routing.indices, config.num_experts
-    )
+    task = experiment.task_gradient(reading)
     shown = int(task[1:].abs().amax(dim=1).argmax()) + 1  # not <bos>
     histories: dict[str, Any] = {}
     for name in ("free", "aux", "bias"):

@@ -29,6 +29,7 @@ from internals_math.mixture_of_experts import (
     load_balancing_loss,
     moe_forward,
     mutual_information,
+    router_logit_grad,
     router_probs,
     top_k_gating,
     update_selection_bias,
@@ -268,6 +269,16 @@ def read_layer(model: tiny_lm.TinyLM, ids: Int[Tensor, " ids"], layer: int) -> R
     return Reading(x, experts.router.weight.detach(), routing, chosen, routing.output, grad)
 
 
+def task_gradient(reading: Reading) -> Float[Tensor, "T N"]:
+    """Return the gradient of the loss on the router's logits; a lone gate is raw (see `Experts`)."""
+    routing = reading.routing
+    raw = routing.probs if routing.indices.shape[1] == 1 else None
+    return router_logit_grad(
+        reading.output_grad, reading.expert_outputs, routing.weights, routing.indices, len(reading.router_weight),
+        probs=raw,
+    )  # fmt: skip
+
+
 def geometry(experts: Tensor, routing: MoEOutput, grad: Tensor, router_grad: Tensor) -> dict[str, Any]:
     """Return the experts' outputs (T, k, D) as points of a plane, and what a step against the gradient does there."""
     top_k = experts.shape[1]
@@ -291,8 +302,8 @@ def geometry(experts: Tensor, routing: MoEOutput, grad: Tensor, router_grad: Ten
     router_step = 1 / largest if largest > 0 else 0.0
     logits_after = routing.logits - router_step * router_grad
     chosen = logits_after.gather(1, routing.indices)
-    # One expert has nothing to share with: its raw probability stays its gate.
-    weights_after = chosen.softmax(dim=-1) if top_k > 1 else routing.weights
+    # One expert has nothing to share with: its gate is its raw probability.
+    weights_after = chosen.softmax(dim=-1) if top_k > 1 else logits_after.softmax(dim=-1).gather(1, routing.indices)
     return {
         "plane": torch.cat([corners, bead[:, None], (bead + push)[:, None]], dim=1),
         "plane_lost": lost.clamp(min=0),

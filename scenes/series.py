@@ -174,6 +174,7 @@ TOPICS = (
         "Chain of Thought Reasoning",
         "Unlock reasoning by letting models think step by step.",
         "Alignment and reasoning",
+        CORE,
     ),
     Topic(
         "gpt_pretraining",

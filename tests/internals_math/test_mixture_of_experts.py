@@ -162,6 +162,19 @@ def test_the_task_gradient_sums_to_zero_and_spares_unselected_experts(sizes, see
     assert (grad[~outside] != 0).all() or top_k == 1
 
 
+@given(experts_and_k, seeds)
+def test_with_raw_gates_the_score_of_every_expert_learns_and_the_sum_is_still_zero(sizes, seed):
+    num_experts, top_k = sizes
+    probs = randn(5, num_experts, seed=seed).softmax(dim=-1)
+    weights, indices = top_k_gating(probs, top_k, norm_topk_prob=False)
+    outputs, delta = randn(5, top_k, 7, seed=2), randn(5, 7, seed=1)
+    grad = router_logit_grad(delta, outputs, weights, indices, num_experts, probs=probs)
+    torch.testing.assert_close(grad.sum(dim=-1), torch.zeros(5, dtype=torch.float64), atol=1e-10, rtol=0)
+    assert (grad != 0).all()
+    if top_k == num_experts:  # nobody is left out: raw gates sum to 1
+        torch.testing.assert_close(grad, router_logit_grad(delta, outputs, weights, indices, num_experts))
+
+
 def test_an_expert_that_lowers_the_loss_more_than_the_mixture_is_scored_higher_next_time():
     expert_outputs = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]])
     grad_output = torch.tensor([[-1.0, 0.0]])  # more of the first direction would help
@@ -387,6 +400,12 @@ WRONG = [
         lambda: moe_forward(torch.zeros(2, 6), torch.zeros(3, 6), torch.zeros(4, 4, 6), torch.zeros(4, 6, 2), 1),
         r"the router has 3 rows, but gate_up_proj 4 experts",
     ),
+    (
+        lambda: router_logit_grad(
+            torch.zeros(3, 6), torch.zeros(3, 1, 6), torch.ones(3, 1), torch.zeros(3, 1).long(), 4, probs=EVEN
+        ),
+        r"raw gates must be the probabilities of the chosen experts",
+    ),
     (lambda: expert_load(torch.tensor([[0, 1]]), 4, per="expert"), r"per must be assignment or token, got 'expert'"),
     (lambda: expert_load(torch.tensor([[0, 4]]), 4), r"indices must be in 0..3, got 0..4"),
     (lambda: expert_load(torch.zeros(0, 2, dtype=torch.long), 4), r"at least one assignment"),
@@ -554,14 +573,17 @@ def test_any_number_of_chosen_experts_can_be_drawn(top_k):
     model = experiment.moe_lm(4, 8, top_k, seed=0)
     model.requires_grad_(False)
     reading = experiment.read_layer(model, experiment.sentence(), 0)
-    task = router_logit_grad(
-        reading.output_grad, reading.expert_outputs, reading.routing.weights, reading.routing.indices, 4
-    )
+    task = experiment.task_gradient(reading)
+    torch.testing.assert_close(task.sum(dim=1), torch.zeros(12), atol=1e-5, rtol=0)
+    assert (task.abs().sum(dim=1) > 0).all()  # a lone raw gate teaches its router too
     drawn = experiment.geometry(reading.expert_outputs, reading.routing, reading.output_grad, task)
     assert drawn["plane"].shape == (12, top_k + 2, 2)
     assert all(torch.as_tensor(value).isfinite().all() for value in drawn.values())
     if top_k < 3:
         assert (drawn["plane_lost"] < 1e-5).all()
+    after = drawn["logits_after"].softmax(dim=1).gather(1, reading.routing.indices)
+    expected = after if top_k == 1 else after / after.sum(dim=1, keepdim=True)
+    torch.testing.assert_close(drawn["weights_after"], expected)
 
 
 # -- what the runs found -----------------------------------------------------------------------------------------------

@@ -93,16 +93,18 @@ def _switch_capacity() -> float:
     return max(largest_difference(mask, kept[0]), largest_difference(weights, probs[0]))
 
 
-def _task_gradient(top_k: int, seed: int = 5) -> float:
-    """Closed form against autograd through softmax, top-k and renormalization, for any loss of the output."""
+def _task_gradient(top_k: int, seed: int = 5, *, raw: bool = False) -> float:
+    """Closed form against autograd through softmax, top-k and renormalization (if any), for any loss of the output."""
     logits = _logits(9, 6, seed=seed).requires_grad_()
     outputs, target = randn(9, 6, 7, seed=6), randn(9, 7, seed=7)
-    weights, indices = top_k_gating(logits.softmax(dim=-1), top_k)
+    probs = logits.softmax(dim=-1)
+    weights, indices = top_k_gating(probs, top_k, norm_topk_prob=not raw)
     chosen = outputs.gather(1, indices[..., None].expand(-1, -1, 7))
     y = (weights[..., None] * chosen).sum(dim=1)
     loss = (y - target).square().sum() + y.sin().sum()
     delta, theirs = torch.autograd.grad(loss, (y, logits))
-    return largest_difference(router_logit_grad(delta, chosen, weights.detach(), indices, 6), theirs)
+    all_probs = probs.detach() if raw else None
+    return largest_difference(router_logit_grad(delta, chosen, weights.detach(), indices, 6, probs=all_probs), theirs)
 
 
 def _task_gradient_in_the_model() -> float:
@@ -166,6 +168,10 @@ ROWS = (
     *(
         Oracle(f"task gradient on the logits, k = {k}", lambda k=k: _task_gradient(k), 1e-10, "torch.autograd")
         for k in (1, 2, 4, 6)
+    ),
+    *(
+        Oracle(f"the same with raw gates, k = {k}", lambda k=k: _task_gradient(k, raw=True), 1e-10, "torch.autograd")
+        for k in (1, 2, 6)
     ),
     Oracle("task gradient inside the tiny LM", _task_gradient_in_the_model, 1e-10, "torch.autograd"),
     *(
