@@ -118,6 +118,7 @@ class TopicScene(Scene):
     takeaway: ClassVar[str]
     loop_alt: ClassVar[str] = ""
     notation: ClassVar[tuple[str, ...]] = ()
+    draws_captions = True  # False: they are timed and listed, but not in the picture
 
     def __init__(
         self, renderer: Any = None, *, trace: TopicTrace | None = None, unit: str | None = None, **kwargs: Any
@@ -243,7 +244,8 @@ class TopicScene(Scene):
         band = CaptionBand(text)
         self.captions.append(Caption(self.now, self.now, band.text))
         self._band = band
-        self.add(band)
+        if self.draws_captions:
+            self.add(band)
 
     def finish_beat(self) -> None:
         """Hold the picture until the caption could be read, and close it."""

@@ -34,7 +34,7 @@ from scripts.pipeline.quality import ENCODERS, QUALITIES
 @quality_option("h")
 @theme_option
 @settings_option
-@click.option("--chapter", help="render one chapter alone as a clip, by number or name")
+@click.option("--chapter", help="render one chapter alone as a clip, by number or name; all = a clip of each")
 @click.option("--formats", default=",".join(FORMATS), show_default=True, callback=list_of(FORMATS), help="what to make")
 @click.option(
     "--encoder",

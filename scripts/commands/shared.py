@@ -135,6 +135,7 @@ def result_json(result: Any) -> dict[str, Any]:
         "seconds": round(result.seconds, 3),
         "units_rendered": result.rendered,
         "units_reused": result.reused,
+        "notes": result.notes,
         "error": result.error,
     }
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import internals_math
 from internals_math.storage import cache_folder
-from scripts.pipeline.errors import INSTALL_FFMPEG
+from scripts.pipeline.errors import INSTALL_FFMPEG, INSTALL_GIFSICLE
 
 # name on the package index -> module
 PACKAGES = {
@@ -82,7 +82,7 @@ def _ffmpeg() -> Finding:
 
 def _gifsicle() -> Finding:
     path = shutil.which("gifsicle")
-    fix = "apt install gifsicle · dnf install gifsicle · brew install gifsicle   (optional: smaller GIFs)"
+    fix = f"{INSTALL_GIFSICLE}   (optional: smaller GIFs)"
     return Finding("gifsicle", path is not None, path or "not found", fix, needed=False)
 
 

@@ -10,3 +10,4 @@ class WrongUse(UserError):
 
 
 INSTALL_FFMPEG = "apt install ffmpeg · dnf install ffmpeg · brew install ffmpeg"
+INSTALL_GIFSICLE = "apt install gifsicle · dnf install gifsicle · brew install gifsicle"

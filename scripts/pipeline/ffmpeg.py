@@ -76,19 +76,6 @@ def convert(source: Path, target: Path, settings: Mapping[str, Any]) -> None:
     run(ffmpeg.output(ffmpeg.input(str(source)), str(target), **settings))
 
 
-def scaled(source: Path, target: Path, *, frame_rate: int, width: int) -> None:
-    """Write a smaller, lossless copy; a mean over whole pixels keeps flat colors as they are."""
-    frames = ffmpeg.input(str(source)).filter("fps", frame_rate).filter("scale", width, -2, flags="area")
-    run(ffmpeg.output(frames, str(target), **{"c:v": "libx264rgb", "crf": 0, "preset": "ultrafast", "f": "mp4"}))
-
-
-def gif_with_palette(source: Path, palette: Path, target: Path) -> None:
-    """Write a GIF whose every pixel takes the nearest color of a palette image, without dither."""
-    colored = [ffmpeg.input(str(source)), ffmpeg.input(str(palette))]
-    drawn = ffmpeg.filter(colored, "paletteuse", dither="none", diff_mode="rectangle")
-    run(ffmpeg.output(drawn, str(target), f="gif", loop=0))
-
-
 def _captions_off_by_default(video: Path) -> None:
     """Clear the "enabled" flag of the captions track, which ffmpeg sets: the picture shows the captions already."""
     data = bytearray(video.read_bytes())

@@ -19,13 +19,14 @@ class Request:
     quality: Quality = QUALITIES["h"]
     themes: tuple[str, ...] = ("dark",)
     settings: tuple[str, ...] = ()  # name=value
-    chapter: str | None = None  # a number from 1 on, or a name; None = the whole topic
+    chapter: str | None = None  # a number from 1 on, a name, or "all"; None = the whole topic
     formats: tuple[str, ...] = FORMATS
     jobs: int | None = None
     out: Path = Path("media")
     fresh: bool = False
-    options: dict[str, Any] = field(default_factory=dict)  # of what is made: columns, stills, width, frame_rate
+    options: dict[str, Any] = field(default_factory=dict)  # of what is made: columns, stills; width, frame_rate …
     encoder: str = "x264"  # of the videos
+    captions: bool = True  # drawn into the picture
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,14 @@ class TopicPlan:
 
 
 @dataclass(frozen=True)
+class MadeFiles:
+    """What was written for one topic in one theme, and what a user should know about it."""
+
+    files: list[Path]
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
 class Failure:
     """Why a task failed: a traceback, or the line a user reads."""
 
@@ -63,6 +72,7 @@ class TopicResult:
     reused: int = 0
     seconds: float = 0.0  # of video
     error: str | None = None
+    notes: list[str] = field(default_factory=list)
 
     @property
     def ok(self) -> bool:

@@ -19,6 +19,7 @@ from scripts.pipeline.quality import Quality
 
 MANIFEST = "manifest.json"
 FORMATS = ("mp4", "captions", "gif", "webp", "loop", "poster", "sheet")
+LOOP_FORMATS = ("gif", "webp", "mp4", "poster")  # of what articles embed
 PACKAGES = ("llm-internals", "manim", "torch", "numpy", "av")
 
 

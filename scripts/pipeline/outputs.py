@@ -2,25 +2,31 @@
 
 import tempfile
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from scripts.pipeline import captions, ffmpeg, gif, manifest
+from scenes.kit.theme import THEMES
+from scripts.pipeline import budget, captions, ffmpeg, gif, manifest
+from scripts.pipeline.budget import Limits
 from scripts.pipeline.captions import Cue
 from scripts.pipeline.encode import read_stills
+from scripts.pipeline.errors import UserError
 from scripts.pipeline.files import written_aside
-from scripts.pipeline.jobs import Request, TopicPlan
+from scripts.pipeline.gif import GifSettings
+from scripts.pipeline.jobs import MadeFiles, Request, TopicPlan
 from scripts.pipeline.manifest import suffix
+from scripts.pipeline.platforms import PLATFORMS
 from scripts.pipeline.sheet import Still, write_sheet
 from scripts.pipeline.units import LOOP, RenderedUnit
 
 POSTER_MOMENT = 0.55  # share of a loop: in the middle of the motion, and past it by a little
 
 
-def write_topic(plan: TopicPlan, request: Request, theme: str, rendered: Sequence[RenderedUnit]) -> list[Path]:
-    """Write a topic's files in one theme and return their paths; the manifest comes last."""
+def write_topic(plan: TopicPlan, request: Request, theme: str, rendered: Sequence[RenderedUnit]) -> MadeFiles:
+    """Write a topic's files in one theme; the manifest comes last."""
     tail, slug, formats = suffix(theme), plan.topic.slug, request.formats
     video = [unit for unit in rendered if unit.unit != LOOP]
     loop = next((unit for unit in rendered if unit.unit == LOOP), None)
@@ -75,26 +81,26 @@ def write_topic(plan: TopicPlan, request: Request, theme: str, rendered: Sequenc
         "captions": [{"start": round(c.start, 3), "end": round(c.end, 3), "text": c.text} for c in cues],
         "ledger": ledger,
     }
-    return [*files, manifest.write(folder, about, theme, render, files)]
+    return MadeFiles([*files, manifest.write(folder, about, theme, render, files)])
 
 
-def write_clip(plan: TopicPlan, request: Request, theme: str, rendered: Sequence[RenderedUnit]) -> list[Path]:
-    """Write one unit as a video of its own, with its captions."""
-    unit = rendered[0]
-    name = f"{plan.topic.slug}-{unit.unit}{suffix(theme)}"
-    chapters, cues, _ = timeline(plan, rendered)
+def write_clips(plan: TopicPlan, request: Request, theme: str, rendered: Sequence[RenderedUnit]) -> MadeFiles:
+    """Write each unit as a video of its own, with its captions."""
     with written_aside(request.out / plan.topic.slug, plan.run) as (aside, files):
-        if unit.unit == LOOP:
-            gif.write_loop_mp4(unit.video, aside / f"{name}.mp4")
-        else:
-            (aside / f"{name}.vtt").write_text(captions.to_vtt(cues))
-            _write_video(aside / f"{name}.mp4", chapters[0].text, rendered, chapters, cues)
-    return files
+        for unit in rendered:
+            name = f"{plan.topic.slug}-{unit.unit}{suffix(theme)}"
+            chapters, cues, _ = timeline(plan, [unit])
+            if unit.unit == LOOP:
+                gif.write_loop_mp4(unit.video, aside / f"{name}.mp4")
+            else:
+                (aside / f"{name}.vtt").write_text(captions.to_vtt(cues))
+                _write_video(aside / f"{name}.mp4", chapters[0].text, [unit], chapters, cues)
+    return MadeFiles(files)
 
 
 def write_sheet_and_stills(
     plan: TopicPlan, request: Request, theme: str, rendered: Sequence[RenderedUnit]
-) -> list[Path]:
+) -> MadeFiles:
     """Write the contact sheet, and each still as a file of its own if a folder was named."""
     part = f"-{rendered[0].unit}" if request.chapter is not None else ""
     stills = list(stills_of(plan, rendered, every=request.options.get("every")))
@@ -106,16 +112,75 @@ def write_sheet_and_stills(
             for still in stills:
                 still.picture.save(aside / f"{still.name}{suffix(theme)}.png")
         files += more
-    return files
+    return MadeFiles(files)
 
 
-def write_gif_of_unit(plan: TopicPlan, request: Request, theme: str, rendered: Sequence[RenderedUnit]) -> list[Path]:
-    """Write the GIF of the loop or of one chapter."""
-    unit = rendered[0]
-    name = LOOP if unit.unit == LOOP else f"{plan.topic.slug}-{unit.unit}"
+@dataclass(frozen=True)
+class LoopOptions:
+    """How the files for articles are wanted; None = as the platform or the default has it."""
+
+    width: int | None = None  # pixels
+    frame_rate: int = 25
+    transparent: bool = False
+    max_bytes: int | None = None  # of a GIF
+    platform: str | None = None  # one of PLATFORMS
+    least: float = budget.LEAST_SSIM  # SSIM of a GIF that has to be made smaller
+
+
+def write_loops(plan: TopicPlan, request: Request, theme: str, rendered: Sequence[RenderedUnit]) -> MadeFiles:
+    """Write the loop, or chapters, as the files that articles embed."""
+    options = LoopOptions(**request.options)
+    notes: list[str] = []
     with written_aside(request.out / plan.topic.slug, plan.run) as (aside, files):
-        gif.write_gif(unit.video, aside / f"{name}{suffix(theme)}.gif", **request.options)
-    return files
+        for unit in rendered:
+            notes += _write_loop(unit, request.formats, theme, options, aside)
+    return MadeFiles(files, notes)
+
+
+def _write_loop(unit: RenderedUnit, formats: Sequence[str], theme: str, options: LoopOptions, aside: Path) -> list[str]:
+    """Write one unit in each format; returns what a user should know."""
+    tail, is_loop, notes = suffix(theme), unit.unit == LOOP, []
+    name, still, video = (
+        ("loop", "poster", "loop")
+        if is_loop
+        else (f"{unit.topic}-{unit.unit}{part}" for part in ("", "-poster", "-muted"))
+    )
+    platform = PLATFORMS.get(options.platform or "")
+    ground = THEMES[theme]["BACKGROUND"] if options.transparent else None
+    width = options.width or (platform.width if platform else gif.GIF_WIDTH)
+    if "gif" in formats:
+        settings = GifSettings(width, options.frame_rate, transparent=ground)
+        notes += _write_gif(unit.video, aside / f"{name}{tail}.gif", settings, options)
+    if "webp" in formats:
+        target = aside / f"{name}{tail}.webp"
+        gif.write_webp(unit.video, target, width=width, frame_rate=options.frame_rate, transparent=ground)
+    if "mp4" in formats:
+        gif.write_loop_mp4(unit.video, aside / f"{video}{tail}.mp4", width=options.width)
+        if options.transparent:
+            notes.append(f"{video}{tail}.mp4: MP4 knows no transparency; it keeps the background of the theme")
+    if "poster" in formats:
+        target = aside / f"{still}{tail}.png"
+        _write_poster(target, [] if is_loop else [unit], unit if is_loop else None)
+        if ground is not None:
+            gif.make_transparent(Image.open(target), ground).save(target, optimize=True)
+    return notes
+
+
+def _write_gif(master: Path, target: Path, settings: GifSettings, options: LoopOptions) -> list[str]:
+    """Write a GIF, within limits if there are some."""
+    limits = Limits(options.max_bytes)
+    if options.platform is not None:
+        limits = Limits.of(PLATFORMS[options.platform], options.max_bytes)
+    if limits == Limits():
+        gif.write_gif(master, target, settings)
+        return []
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        try:
+            path, made, asked = budget.fit(master, Path(folder), settings, limits, options.least)
+        except UserError as error:
+            raise UserError(f"{target.name}: {error}") from error
+        path.replace(target)
+    return [budget.report(target.name, asked, made)]
 
 
 def timeline(plan: TopicPlan, rendered: Sequence[RenderedUnit]) -> tuple[list[Cue], list[Cue], list[dict[str, Any]]]:

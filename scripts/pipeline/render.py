@@ -22,7 +22,7 @@ from scenes import series
 from scripts.pipeline import ffmpeg, manifest, units
 from scripts.pipeline.errors import WrongUse
 from scripts.pipeline.files import check_folder, sweep
-from scripts.pipeline.jobs import Failure, Request, TopicPlan, TopicResult, run_task
+from scripts.pipeline.jobs import Failure, MadeFiles, Request, TopicPlan, TopicResult, run_task
 from scripts.pipeline.units import LOOP, PROGRESS_NOTE, RenderedUnit, UnitJob
 
 USUAL_SECONDS = {units.OPENING: 5.0, units.ENDING: 8.0, LOOP: 6.0}
@@ -170,8 +170,9 @@ class _Call:
             then = partial(self._made, topic, plan, job.theme)
             self._start(topic, then, "make_files", plan, self.request, job.theme, of_theme)
 
-    def _made(self, topic: _Topic, plan: TopicPlan, theme: str, files: list[Path]) -> None:
-        topic.files[theme] = files
+    def _made(self, topic: _Topic, plan: TopicPlan, theme: str, made: MadeFiles) -> None:
+        topic.files[theme] = made.files
+        topic.result.notes += made.notes
         if len(topic.files) < len(self.request.themes):
             return
         result = topic.result

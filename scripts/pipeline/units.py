@@ -48,6 +48,7 @@ class UnitJob:
     key: str  # of the code, theme and quality; the inputs are known when it has been played
     run: str  # which call of the pipeline wants it; names what is half-written
     encoder: str = "x264"
+    captions: bool = True  # drawn into the picture
 
     @property
     def aside(self) -> Path:
@@ -90,7 +91,15 @@ def still_name(index: int) -> str:
 
 
 def unit_key(
-    topic: Topic, provenance: str, unit: str, theme: str, quality: Quality, *, lossless: bool, encoder: str = "x264"
+    topic: Topic,
+    provenance: str,
+    unit: str,
+    theme: str,
+    quality: Quality,
+    *,
+    lossless: bool,
+    encoder: str = "x264",
+    captions: bool = True,
 ) -> str:
     """Return a hash of everything a unit's picture depends on but the values of the Trace."""
     parts = [
@@ -103,6 +112,7 @@ def unit_key(
         asdict(quality),
         lossless,
         "" if lossless else encoder,
+        captions or unit == LOOP,  # a loop has none
         [version(name) for name in ("manim", "av", "llm-internals")],
     ]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]

@@ -30,11 +30,12 @@ from scenes.series import Topic
 from scripts.pipeline import outputs, units
 from scripts.pipeline.encode import Encoder, UnitWriter, read_stills, require_encoder
 from scripts.pipeline.errors import UserError, WrongUse
-from scripts.pipeline.jobs import Failure, Request, TopicPlan
+from scripts.pipeline.jobs import Failure, MadeFiles, Request, TopicPlan
 from scripts.pipeline.quality import loop_quality
 from scripts.pipeline.units import LOOP, RenderedUnit, UnitJob
 
 LOOP_STILLS = 8
+ALL_CHAPTERS = "all"
 
 
 def start_worker() -> None:
@@ -90,10 +91,11 @@ def plan_topic(topic: Topic, request: Request, run: str) -> TopicPlan:
         size = loop_quality(quality) if lossless else quality
         for theme_name in request.themes:
             encoder = request.encoder
-            key = units.unit_key(topic, made_with, name, theme_name, size, lossless=lossless, encoder=encoder)
+            how: dict[str, Any] = {"encoder": encoder, "captions": request.captions}
+            key = units.unit_key(topic, made_with, name, theme_name, size, lossless=lossless, **how)
             trace_file = str(trace_store.stored_file(scene.core, config))
             place = (scene.__module__, scene.__name__)
-            jobs.append(UnitJob(topic.slug, *place, name, theme_name, size, lossless, trace_file, key, run, encoder))
+            jobs.append(UnitJob(topic.slug, *place, name, theme_name, size, lossless, trace_file, key, run, **how))
     return TopicPlan(
         topic=topic,
         run=run,
@@ -110,7 +112,7 @@ def plan_topic(topic: Topic, request: Request, run: str) -> TopicPlan:
 
 
 def select_units(scene: Any, request: Request) -> list[str]:
-    """Return the units to render: what the wanted files need, or the one chapter that was asked for.
+    """Return the units to render: what the wanted files need, or the chapters that were asked for.
 
     Raises:
         ValueError: no such chapter, or a GIF of a topic that has no loop.
@@ -123,8 +125,10 @@ def select_units(scene: Any, request: Request) -> list[str]:
             return [chapters[int(request.chapter) - 1]]
         if request.chapter in video + loop:
             return [request.chapter]
+        if request.chapter == ALL_CHAPTERS:
+            return chapters
         numbered = ", ".join(f"{number} {name}" for number, name in enumerate(chapters, start=1))
-        raise ValueError(f"{scene.slug()} has no chapter {request.chapter!r}; it has {numbered}")
+        raise ValueError(f"{scene.slug()} has no chapter {request.chapter!r}; it has {numbered}, or all")
     if request.make == "gif":
         if not loop:
             raise ValueError(f"{scene.slug()} has no loop; choose a chapter with --chapter (1 to {len(chapters)})")
@@ -162,6 +166,7 @@ def render_unit(job: UnitJob, fresh: bool) -> RenderedUnit:
             camera_class=KitCamera,
         )
         scene = scene_class(renderer, trace=trace, unit=job.unit)
+        scene.draws_captions = job.captions
         writer: UnitWriter = renderer.file_writer
         writer.scene = scene
         scene.render()
@@ -202,13 +207,13 @@ def progress_note(job: UnitJob) -> Callable[[float], None]:
     return write
 
 
-def make_files(plan: TopicPlan, request: Request, theme_name: str, rendered: list[RenderedUnit]) -> list[Path]:
+def make_files(plan: TopicPlan, request: Request, theme_name: str, rendered: list[RenderedUnit]) -> MadeFiles:
     """Make what was asked for of a topic's rendered units, in one theme."""
     make = {
         "topic": outputs.write_topic,
-        "clip": outputs.write_clip,
+        "clip": outputs.write_clips,
         "sheet": outputs.write_sheet_and_stills,
-        "gif": outputs.write_gif_of_unit,
+        "gif": outputs.write_loops,
     }[request.make]
     return make(plan, request, theme_name, rendered)
 

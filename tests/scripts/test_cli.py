@@ -9,7 +9,9 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from scenes import series
 from scripts.pipeline.manifest import FORMATS
@@ -69,6 +71,8 @@ def test_a_quick_answer_imports_neither_torch_nor_manim(arguments):
             f"--formats takes {', '.join(FORMATS)} separated by commas, got 'avi'",
         ),
         (["render", "rope", "--theme", "pink"], "--theme takes dark, light separated by commas, got 'pink'"),
+        (["gif", "rope", "--max-size", "big"], "--max-size takes a size such as 800kB or 1.5MB, got 'big'"),
+        (["gif", "rope", "--max-size", "0kB"], "--max-size takes a size such as 800kB or 1.5MB, got '0kB'"),
         (["trace", "ropes"], "unknown topic 'ropes'; did you mean 'rope'? `llm-internals list` shows all 30"),
         (
             ["trace", "rope", "--commit", "--set", "base=9"],
@@ -164,8 +168,52 @@ def test_json_output_is_one_document_with_files_and_errors(tmp_path):
 @small
 def test_a_gif_of_a_chapter_and_of_the_loop_are_written_beside_each_other(tmp_path):
     assert call("gif", "tiny", "--out", tmp_path, "--width", 80, "--fps", 10, "--jobs", 1).exit_code == 0
-    assert call("gif", "tiny", "--chapter", 1, "--out", tmp_path, "--theme", "light", "--jobs", 1).exit_code == 0
-    assert {path.name for path in (tmp_path / "tiny").iterdir()} == {"loop.gif", "tiny-grid-light.gif"}
+    light = ("--theme", "light", "--formats", "gif,poster", "--jobs", 1)
+    assert call("gif", "tiny", "--chapter", "all", "--out", tmp_path, *light).exit_code == 0
+    loop = {"loop.gif", "loop.webp", "loop.mp4", "poster.png"}
+    chapters = {f"tiny-{name}-{part}" for name in ("grid", "row") for part in ("light.gif", "poster-light.png")}
+    assert {path.name for path in (tmp_path / "tiny").iterdir()} == loop | chapters
+    for name in ("loop.gif", "loop.webp"):
+        assert Image.open(tmp_path / "tiny" / name).width == 80
+
+
+@small
+def test_captions_are_in_the_picture_of_a_chapter_unless_they_are_not_wanted(tmp_path):
+    bands = {}
+    for captions in ("burned", "none"):
+        options = ("--captions", captions, "--formats", "gif", "--width", 160, "--jobs", 1)
+        assert call("gif", "tiny", "--chapter", "row", "--out", tmp_path / captions, *options).exit_code == 0
+        image = Image.open(tmp_path / captions / "tiny" / "tiny-row.gif")
+        image.seek(image.n_frames - 2)  # the last one is without a caption either way
+        bands[captions] = np.array(image.convert("RGB"))[-12:]  # where captions stand
+    assert np.ptp(bands["none"]) < 30  # nothing but the background
+    assert np.ptp(bands["burned"]) > 60
+
+
+@small
+def test_a_transparent_loop_says_which_file_is_not(tmp_path):
+    result = call("gif", "tiny", "--background", "transparent", "--out", tmp_path, "--jobs", 1)
+    assert result.exit_code == 0
+    assert "loop.mp4: MP4 knows no transparency" in result.stderr
+    for name in ("loop.gif", "loop.webp", "poster.png"):
+        assert Image.open(tmp_path / "tiny" / name).convert("RGBA").getpixel((0, 0))[3] == 0, name
+
+
+@small
+def test_a_budget_that_cannot_be_kept_ends_with_1_and_the_smallest_size(tmp_path):
+    result = call("gif", "tiny", "--max-size", "1kB", "--min-ssim", 0.99, "--out", tmp_path, "--jobs", 1)
+    assert result.exit_code == 1
+    assert "loop.gif: no GIF of at most 1 kB has an SSIM of 0.99 or more; the smallest that has is" in result.stderr
+    assert not list(tmp_path.glob("tiny/*"))
+
+
+@small
+def test_a_platform_is_answered_with_what_was_made_for_it(tmp_path):
+    result = call("gif", "tiny", "--for", "linkedin", "--formats", "gif", "--out", tmp_path, "--json", "--jobs", 1)
+    notes = json.loads(result.stdout)["notes"]
+    assert len(notes) == 1
+    assert notes[0].startswith("loop.gif: ")
+    assert "within the limits as asked (160 px, 25 frames/s, 256 colors" in notes[0]
 
 
 @small

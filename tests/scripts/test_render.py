@@ -208,7 +208,7 @@ def test_a_chapter_alone_is_a_clip_with_its_captions(empty_cache, tmp_path, chap
 
 @pytest.mark.parametrize("chapter", ["0", "3", "rows", "-1"])
 def test_a_chapter_that_does_not_exist_is_answered_with_the_list(tmp_path, chapter):
-    with pytest.raises(WrongUse, match=f"tiny has no chapter '{chapter}'; it has 1 grid, 2 row"):
+    with pytest.raises(WrongUse, match=f"tiny has no chapter '{chapter}'; it has 1 grid, 2 row, or all"):
         render(["tiny"], request(tmp_path, make="clip", chapter=chapter), Listener())
 
 
