@@ -6,6 +6,7 @@ Heavy modules are imported inside the commands that need them, so that `list`, `
 
 import click
 
+from scripts.commands.article import article
 from scripts.commands.cache import cache
 from scripts.commands.check import check
 from scripts.commands.doctor import doctor
@@ -16,7 +17,7 @@ from scripts.commands.sheet import sheet
 from scripts.commands.trace import trace
 from scripts.commands.train import train
 
-COMMANDS = (list_topics, render, gif, sheet, trace, check, cache, doctor, train)
+COMMANDS = (list_topics, render, gif, article, sheet, trace, check, cache, doctor, train)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})

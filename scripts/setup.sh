@@ -57,6 +57,22 @@ install_system_libraries() {
     return 1
 }
 
+# The tests of pages drive a real browser; without one they are skipped.
+install_browser() {
+    for candidate in chromium chromium-browser google-chrome; do
+        if command -v "$candidate" >/dev/null 2>&1; then
+            return 0
+        fi
+    done
+    if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then
+        say "Installing chromium for the tests of pages"
+        export DEBIAN_FRONTEND=noninteractive
+        { apt-get update -q && apt-get install -qy --no-install-recommends chromium; } >&2 && return 0
+    fi
+    say "No Chromium was found: the tests of pages will be skipped."
+    say "Install it to run them (apt install chromium · dnf install chromium · brew install --cask chromium)."
+}
+
 set_up() {
     stamp="$(wanted_stamp)"
     # What the tests need holds what a run needs.
@@ -67,6 +83,9 @@ set_up() {
     done
     python="$(find_python)" || return 1
     install_system_libraries "$python" || return 1
+    if [ "$1" = test ]; then
+        install_browser
+    fi
     if ! .venv/bin/python -m pip --version >/dev/null 2>&1; then
         say "Making .venv"
         "$python" -m venv --clear .venv || return 1

@@ -268,4 +268,6 @@ def report(name: str, asked: Made, made: Made) -> str:
 
 
 def _size(count: int) -> str:
+    if count < 1000:
+        return f"{count} B"
     return f"{count / MB:.2f} MB" if count >= MB else f"{count / 1000:.0f} kB"

@@ -21,7 +21,7 @@ UNFINISHED = next(topic for topic in series.TOPICS if topic.status != series.FIN
 READY = ", ".join(topic.slug for topic in series.finished())
 NO_SCENE = f"{UNFINISHED.slug} has no scene yet ({UNFINISHED.status}); finished: {READY}"
 
-COMMANDS = ("list", "render", "gif", "sheet", "trace", "check", "doctor", "train")
+COMMANDS = ("list", "render", "gif", "article", "sheet", "trace", "check", "doctor", "train")
 small = pytest.mark.usefixtures("small_topics")
 
 
@@ -201,9 +201,9 @@ def test_a_transparent_loop_says_which_file_is_not(tmp_path):
 
 @small
 def test_a_budget_that_cannot_be_kept_ends_with_1_and_the_smallest_size(tmp_path):
-    result = call("gif", "tiny", "--max-size", "1kB", "--min-ssim", 0.99, "--out", tmp_path, "--jobs", 1)
+    result = call("gif", "tiny", "--max-size", "200B", "--min-ssim", 0.99, "--out", tmp_path, "--jobs", 1)
     assert result.exit_code == 1
-    assert "loop.gif: no GIF of at most 1 kB has an SSIM of 0.99 or more; the smallest that has is" in result.stderr
+    assert "loop.gif: no GIF of at most 200 B has an SSIM of 0.99 or more; the smallest that has is" in result.stderr
     assert not list(tmp_path.glob("tiny/*"))
 
 
