@@ -2,11 +2,23 @@
 
 Sources: the models' own configs (Hugging Face `config.json`) and papers: Llama 2 (2307.09288), Llama 3 (2407.21783),
 Mistral 7B (2310.06825), Mixtral (2401.04088), OPT (2205.01068), GPT-2, GPT-3 (2005.14165, Table 2.1), PaLM
-(2204.02311, Table 1), DeepSeek LLM (2401.02954), OLMoE (2409.02060), Qwen3. The tests tie each to transformers or to a
-number that its paper prints. Activations: Korthikanti et al. 2022, arXiv 2205.05198.
+(2204.02311, Table 1), DeepSeek LLM (2401.02954), DeepSeek-V2 and -Lite (2405.04434), OLMoE (2409.02060), Qwen3. The
+tests tie each to transformers or to a number that its paper prints. Activations: Korthikanti et al. 2022, arXiv
+2205.05198.
 """
 
 from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class LatentShape:
+    """The widths of latent attention (2405.04434, section 2.1): what is cached, and what each head makes of it."""
+
+    kv_lora_rank: int
+    qk_nope_head_dim: int
+    qk_rope_head_dim: int
+    v_head_dim: int
+    q_lora_rank: int | None = None  # None: queries come straight from the hidden state
 
 
 @dataclass(frozen=True)
@@ -34,6 +46,10 @@ class ModelShape:
     qk_norm_width: int = 0  # weights of the norms on query and key, together
     num_experts: int = 1
     num_experts_per_tok: int = 1
+    num_shared_experts: int = 0  # run for every token, besides the chosen ones
+    num_dense_layers: int = 0  # the first layers have one wide feed-forward in place of experts
+    dense_intermediate_size: int = 0  # of those
+    latent: LatentShape | None = None  # keys and values come from a latent; num_key_value_heads is then that of MHA
 
     def __post_init__(self) -> None:
         for name in (
@@ -70,6 +86,38 @@ _SHAPES = (
     ModelShape("Llama-3-8B", 32, 4096, 32, 8, 128, 14336, 128256),
     ModelShape("Mistral-7B", 32, 4096, 32, 8, 128, 14336, 32000),
     ModelShape("DeepSeek-67B", 95, 8192, 64, 8, 128, 22016, 102400),
+    ModelShape(
+        "DeepSeek-V2",
+        60,
+        5120,
+        128,
+        128,
+        128,
+        1536,
+        102400,
+        num_experts=160,
+        num_experts_per_tok=6,
+        num_shared_experts=2,
+        num_dense_layers=1,
+        dense_intermediate_size=12288,
+        latent=LatentShape(512, 128, 64, 128, q_lora_rank=1536),
+    ),
+    ModelShape(
+        "DeepSeek-V2-Lite",
+        27,
+        2048,
+        16,
+        16,
+        128,
+        1408,
+        102400,
+        num_experts=64,
+        num_experts_per_tok=6,
+        num_shared_experts=2,
+        num_dense_layers=1,
+        dense_intermediate_size=10944,
+        latent=LatentShape(512, 128, 64, 128),
+    ),
     # Pathways runs attention and feed-forward in parallel behind one norm.
     ModelShape("PaLM-540B", 118, 18432, 48, 1, 256, 73728, 256000, tied=True, norms=1),
     ModelShape("Mixtral-8x7B", 32, 4096, 32, 8, 128, 14336, 32000, num_experts=8, num_experts_per_tok=2),
@@ -117,13 +165,30 @@ def _count(shape: ModelShape, experts: int) -> int:
     query_rows = shape.num_attention_heads * shape.head_dim
     key_rows = shape.num_key_value_heads * shape.head_dim
     attention = (width + bias) * (query_rows + 2 * key_rows) + (query_rows + bias) * width + shape.qk_norm_width
-    inner = (2 if shape.gated else 1) * (width + bias) * shape.intermediate_size
-    expert = inner + (shape.intermediate_size + bias) * width
-    router = width * shape.num_experts if shape.num_experts > 1 else 0
+    if shape.latent is not None:
+        attention = _latent_attention(width, shape.num_attention_heads, shape.latent)
     norm = (1 + bias) * width
     tables = shape.vocab_size * (1 if shape.tied else 2) + shape.num_positions
-    layer = attention + experts * expert + router + shape.norms * norm
-    return tables * width + shape.num_hidden_layers * layer + norm
+    router = width * shape.num_experts if shape.num_experts > 1 else 0
+    routed = (experts + shape.num_shared_experts) * _feed_forward(shape, shape.intermediate_size) + router
+    dense = _feed_forward(shape, shape.dense_intermediate_size)
+    inner = (shape.num_hidden_layers - shape.num_dense_layers) * routed + shape.num_dense_layers * dense
+    return tables * width + shape.num_hidden_layers * (attention + shape.norms * norm) + inner + norm
+
+
+def _feed_forward(shape: ModelShape, inner: int) -> int:
+    width, bias = shape.hidden_size, int(shape.biased)
+    return (2 if shape.gated else 1) * (width + bias) * inner + (inner + bias) * width
+
+
+def _latent_attention(width: int, heads: int, latent: LatentShape) -> int:
+    """Return the weights of one layer, the norms of the two latents included."""
+    c, cq = latent.kv_lora_rank, latent.q_lora_rank
+    query_rows = heads * (latent.qk_nope_head_dim + latent.qk_rope_head_dim)
+    query = width * query_rows if cq is None else cq * (width + 1 + query_rows)
+    down = width * (c + latent.qk_rope_head_dim) + c
+    up = c * heads * (latent.qk_nope_head_dim + latent.v_head_dim)
+    return query + down + up + heads * latent.v_head_dim * width
 
 
 def activation_bytes_per_layer(

@@ -3,6 +3,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import (
+    DeepseekV2Config,
+    DeepseekV2ForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
@@ -34,6 +36,8 @@ FAMILIES = {
     "llama-2-70b": (LlamaConfig, LlamaForCausalLM),
     "llama-3-8b": (LlamaConfig, LlamaForCausalLM),
     "deepseek-67b": (LlamaConfig, LlamaForCausalLM),
+    "deepseek-v2": (DeepseekV2Config, DeepseekV2ForCausalLM),
+    "deepseek-v2-lite": (DeepseekV2Config, DeepseekV2ForCausalLM),
     "mistral-7b": (MistralConfig, MistralForCausalLM),
     "mixtral-8x7b": (MixtralConfig, MixtralForCausalLM),
     "olmoe-1b-7b": (OlmoeConfig, OlmoeForCausalLM),
@@ -52,7 +56,7 @@ NOT_IN_TRANSFORMERS = {"palm-540b"}
 
 def options(shape):
     """The shape in the words of a transformers config; each family takes the words it knows."""
-    return {
+    words = {
         "vocab_size": shape.vocab_size,
         "hidden_size": shape.hidden_size,
         "num_hidden_layers": shape.num_hidden_layers,
@@ -69,6 +73,16 @@ def options(shape):
         "tie_word_embeddings": shape.tied,
         "n_positions": shape.num_positions,
     }
+    if shape.latent is not None:
+        words |= {
+            **vars(shape.latent),
+            "head_dim": shape.latent.qk_rope_head_dim,
+            "intermediate_size": shape.dense_intermediate_size,
+            "n_routed_experts": shape.num_experts,
+            "n_shared_experts": shape.num_shared_experts,
+            "first_k_dense_replace": shape.num_dense_layers,
+        }
+    return words
 
 
 @pytest.mark.parametrize("name", FAMILIES)

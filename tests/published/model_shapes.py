@@ -20,6 +20,12 @@ def _active(name: str):
     return lambda: active_parameter_count(preset(name))
 
 
+def _active_without_table(name: str):
+    """The embedding is looked up, not multiplied; only so do DeepSeek-V2's printed counts come out."""
+    shape = preset(name)
+    return lambda: active_parameter_count(shape) - shape.vocab_size * shape.hidden_size
+
+
 def _scores_share(heads: int, hidden_size: int):
     """The term 5as/h of eq. 2 at s = 2048: what the scores add to the 34 bytes of a token and channel."""
     sizes = (2048, 1, hidden_size, heads)
@@ -50,6 +56,10 @@ ROWS = (
     Published("GPT-3, weights (printed as 175.0B)", _size("gpt-3"), 175.0e9, 0.005, "arXiv 2005.14165, Table 2.1"),
     Published("PaLM-540B, weights", _size("palm-540b"), 540.35e9, 0.0001, "arXiv 2204.02311, Table 1: 540.35B"),
     Published("DeepSeek-67B, weights", _size("deepseek-67b"), 67e9, 0.01, "arXiv 2401.02954, its name"),
+    Published("DeepSeek-V2, weights", _size("deepseek-v2"), 236e9, 0.003, "arXiv 2405.04434: 236B"),
+    Published("DeepSeek-V2, active", _active_without_table("deepseek-v2"), 21e9, 0.025, "arXiv 2405.04434: 21B"),
+    Published("DeepSeek-V2-Lite, weights", _size("deepseek-v2-lite"), 15.7e9, 0.003, "arXiv 2405.04434: 15.7B"),
+    Published("V2-Lite, active", _active_without_table("deepseek-v2-lite"), 2.4e9, 0.025, "arXiv 2405.04434: 2.4B"),
     Published("OPT-66B, weights", _size("opt-66b"), 66e9, 0.01, "arXiv 2205.01068, Table 1"),
     Published("OPT-175B, weights", _size("opt-175b"), 175e9, 0.005, "arXiv 2205.01068, Table 1"),
     Published(
