@@ -1,6 +1,7 @@
 """Checkpoints: safetensors files that say what they are; the base models are committed, the others cached."""
 
 import hashlib
+import importlib
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -15,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from internals_math.storage import cache_folder as cache_folder
+from internals_math.tiny_lm.layers import Attention, Factory
 from internals_math.tiny_lm.model import ModelConfig, TinyLM
 
 FORMAT = "llm-internals tiny LM 1"
@@ -22,15 +24,23 @@ COMMITTED = Path(__file__).parent / "checkpoints"
 
 
 def save_checkpoint(
-    path: Path, config: ModelConfig, weights: Mapping[str, Tensor], facts: Mapping[str, Any] | None = None
+    path: Path,
+    config: ModelConfig,
+    weights: Mapping[str, Tensor],
+    facts: Mapping[str, Any] | None = None,
+    *,
+    attention: str | None = None,
 ) -> Path:
     """Write weights with their shape and facts (recipe, seed, loss, floor …); written aside and renamed.
 
-    The same weights and facts give the same bytes.
+    The same weights and facts give the same bytes. `attention` names the layers' attention, see `attention_factory`.
     """
-    facts = {**(facts or {}), "torch": torch.__version__}
+    said: dict[str, Any] = {"format": FORMAT, "config": config.to_dict()}
+    said["facts"] = {**(facts or {}), "torch": torch.__version__}
+    if attention is not None:
+        said["attention"] = attention
     # One entry only: safetensors writes several in an order that changes from run to run.
-    about = json.dumps({"format": FORMAT, "config": config.to_dict(), "facts": facts}, sort_keys=True)
+    about = json.dumps(said, sort_keys=True)
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -50,11 +60,30 @@ def read_checkpoint(path: Path) -> TinyLM:
     """
     about, weights = _open(path)
     try:
-        model = TinyLM(ModelConfig(**about["config"]))
+        model = TinyLM(ModelConfig(**about["config"]), attention=attention_factory(about.get("attention")))
         model.load_state_dict(weights)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{path} does not hold the weights that its own description promises: {error}") from error
     return model.eval().requires_grad_(False)
+
+
+def attention_factory(name: str | None) -> Factory:
+    """Return what makes a layer's attention: the model's own, or a topic's, written module:name.
+
+    The model knows no topic, so the module is imported when its attention is needed.
+
+    Raises:
+        ValueError: no such attention in this project.
+    """
+    if name is None:
+        return Attention
+    module, _, attribute = name.partition(":")
+    try:
+        if not module.startswith("internals_math."):
+            raise ImportError("it is not a module of internals_math")
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"attention must be the module:name of one of this project, got {name!r}: {error}") from error
 
 
 def read_facts(path: Path) -> dict[str, Any]:

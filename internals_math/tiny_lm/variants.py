@@ -11,6 +11,7 @@ from torch import Tensor
 from internals_math.sources import source_hash
 from internals_math.tiny_lm import datasets, walks
 from internals_math.tiny_lm.checkpoints import (
+    attention_factory,
     cache_folder,
     committed_path,
     file_hash,
@@ -45,12 +46,17 @@ class Variant:
     help: str
     recipe: Recipe
     config: ModelConfig = SHAPE
+    attention: str | None = None  # a topic's in place of the model's own, see `checkpoints.attention_factory`
     dialect: str = "base"  # or "walk"
     documents: int = datasets.CORPUS_SIZE
     start_from: str | None = None  # a committed checkpoint; None = fresh weights
     seed: int = 0
     snapshots: tuple[int, ...] = ()  # steps whose weights are kept as <name>_step<n>
     committed: bool = False
+
+    def fresh_model(self, seed: int = 0) -> TinyLM:
+        """Return a model of this shape with fresh weights."""
+        return TinyLM(self.config, seed=seed, attention=attention_factory(self.attention))
 
 
 def _fine_tuned(dialect: str, help: str) -> Variant:
@@ -100,6 +106,12 @@ VARIANTS: dict[str, Variant] = {
         "1 key-value head from the start; the saved weights went into the feed-forward",
         BASE,
         ModelConfig(num_key_value_heads=1, intermediate_size=112),
+        committed=True,
+    ),
+    "mla": Variant(
+        "one cached latent for all heads from the start",
+        BASE,
+        attention="internals_math.multi_latent_attention_experiment:LatentAttention",
         committed=True,
     ),
     "window16": Variant(
@@ -180,12 +192,12 @@ def train_variant(
 
 
 def _save(path: Path, spec: Variant, weights: Mapping[str, Tensor], facts: Mapping[str, object]) -> Path:
-    model = copy_of(TinyLM(spec.config), weights)
+    model = copy_of(spec.fresh_model(), weights)
     corpus, labels = held_out_texts(spec)
     # The end of a walk is certain, and nothing else of a walk is counted.
     floor = corpus.entropy_floor if labels is None else 0.0
     judged = {"loss": evaluate(model, corpus, labels=labels), "entropy_floor": floor}
-    return save_checkpoint(path, spec.config, weights, {**facts, **judged})
+    return save_checkpoint(path, spec.config, weights, {**facts, **judged}, attention=spec.attention)
 
 
 def cached_path(name: str, *, seed: int | None = None, steps: int | None = None) -> Path:
@@ -196,6 +208,7 @@ def cached_path(name: str, *, seed: int | None = None, steps: int | None = None)
         str(spec.seed if seed is None else seed),
         str(spec.recipe.steps if steps is None else steps),
         source_hash("internals_math.tiny_lm.variants"),
+        source_hash(spec.attention.partition(":")[0]) if spec.attention else "",
         file_hash(committed_path(spec.start_from)) if spec.start_from else "fresh",
         torch.__version__,
     )
@@ -221,7 +234,7 @@ def held_out_texts(spec: Variant) -> tuple[Corpus, Tensor | None]:
 def start_model(spec: Variant, seed: int) -> TinyLM:
     """Return the model before training: fresh, or the start with its key-value heads pooled to the variant's number."""
     if spec.start_from is None:
-        return TinyLM(spec.config, seed=seed)
+        return spec.fresh_model(seed)
     start = load(spec.start_from)
     pooled = pool_key_value_heads(start.state_dict(), start.config, spec.config.num_key_value_heads)
     return copy_of(TinyLM(spec.config), pooled)
