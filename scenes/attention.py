@@ -360,7 +360,15 @@ class Attention(TopicScene):
         total = Label("sum", color=theme.SCORE, bold=True, size=0.18).next_to(sums, UP, buff=0.2)
         self.add(result, sums)
         self.say("Each row becomes weights that add up to one.")
-        self.play(RowByRow(seen_scores, vanish=True), RowByRow(result), RowByRow(sums), FadeIn(total), run_time=2.8)
+        rows = len(trace.tokens)
+        changes = [
+            RowByRow(seen_scores, vanish=True, rate_func=lambda time: min(1.0, time * (rows + 1) / rows)),
+            *(  # a row of weights comes when the scores in its place are gone
+                RowByRow(part, rate_func=lambda time: max(0.0, (time * (rows + 1) - 1) / rows))
+                for part in (result, sums)
+            ),
+        ]
+        self.play(*changes, FadeIn(total), run_time=2.8)
         self.hold(0.8)
 
     def square(self, field: Any, number: str, **look: Any) -> TensorGrid:
@@ -519,11 +527,11 @@ class Attention(TopicScene):
         self.play(FadeIn(rise, run_time=theme.QUICK), growing, run_time=3.2)
         self.say("Some heads do a job we can name. Others hardly matter.")
         marks: list[Any] = [Label("measured on unseen texts", size=0.18, color=theme.MUTED)]
-        marks[0].move_to([3.75, 2.82, 0], aligned_edge=LEFT)
+        marks[0].move_to([3.5, 2.82, 0], aligned_edge=LEFT)
         for name, (layer, head), score in zip(trace.skill_names, trace.skill_heads, trace.skill_scores, strict=True):
             grid = maps[int(layer), int(head)]
             marks.append(Frame.around(grid, pad=0.05, color=theme.TEXT))
             job = Label(f"{name}\nwith {score:.2f} of its weight", size=0.18)
-            marks.append(job.move_to([3.75, grid.get_center()[1], 0], aligned_edge=LEFT))
+            marks.append(job.move_to([3.5, grid.get_center()[1], 0], aligned_edge=LEFT))
         self.play(LaggedStart(*(FadeIn(mark) for mark in marks), lag_ratio=0.2), run_time=1.2)
         self.hold(1.0)

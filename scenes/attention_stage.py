@@ -3,7 +3,7 @@
 from typing import Any
 
 import numpy as np
-from manim import DOWN, UP, FadeIn, FadeOut, Group, Scene
+from manim import UP, FadeIn, FadeOut, Group, Scene
 
 from scenes.kit import theme
 from scenes.kit.label import Label
@@ -69,7 +69,7 @@ class AttentionStage:
         )
         beam = Group(Frame(query.width + 0.14, self.keys.cell[1] + 0.04, color=theme.QUERY), query)
         rows = self.seen(row)
-        beam.move_to(self.keys.row_center(rows[0])).shift((self.keys.cell[1] + 0.1) * UP)
+        beam.move_to(self.keys.row_center(row))  # a query comes from the word that asks
         self.weights = self.weights_of(row).hide()
         weights = self.weights
 
@@ -79,9 +79,10 @@ class AttentionStage:
         asking = [
             self.names.animate.focus(row),
             *(grid.animate.focus(rows) for grid in (self.keys, self.values)),
-            FadeIn(beam, shift=0.1 * DOWN),
+            FadeIn(beam),
         ]
         scene.play(*asking, run_time=0.35 * pace)
+        scene.play(beam.animate.move_to(self.keys.row_center(rows[0])), run_time=0.35 * pace)
         scene.add(weights, beam)
         stops = [self.keys.row_center(k) for k in rows]
         scene.play(Visit(beam, stops, on_rest=fill, changes=[weights]), run_time=0.085 * len(rows) * pace)
