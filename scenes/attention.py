@@ -397,7 +397,7 @@ class Attention(TopicScene):
         self.say("Weight times value, row after row, into one sum.")
         total = stage.outputs.row(row, role="OUTPUT").set_values(trace.partial_outputs[0])
         share = Readout(lambda w: f"{w:.2f} of the weight", trace.partial_weights[0], face="words", size=0.22)
-        share.next_to(total, UP, buff=0.25).align_to(total, LEFT)
+        share.move_to([total.get_center()[0], stage.values.row_center(1)[1], 0])  # out of the way of the rows
         for k in range(int(trace.num_visible)):
             flying = stage.values.row(k).set_opacity(0.9)
             self.add(flying)
@@ -429,9 +429,9 @@ class Attention(TopicScene):
         self.add(*stage.parts())
         self.hold(0.2)
         for row in LOOP_ROWS:
-            stage.ask(self, count + row, pace=0.58)
+            stage.ask(self, count + row, pace=0.55)
             stage.answer(self, count + row, pace=0.66)
-            self.hold(0.2)
+            self.hold(0.15)
             if row != LOOP_ROWS[-1]:
                 self.play(*stage.finish(), run_time=0.15)
         self.hold(0.2)

@@ -11,7 +11,7 @@ from scenes.kit.painter import Painter
 from scenes.kit.picture import Picture
 from scenes.kit.token_row import BOS, require_tokens
 from scenes.kit.traced import Traced, format_number, require_traced
-from scenes.kit.typography import Style
+from scenes.kit.typography import Style, width
 
 BAR = 0.2  # height of the length below the line
 REACH = 0.85  # of the angle
@@ -115,8 +115,11 @@ class KeyPlane(Picture):
             painter.arc(x, y, REACH, 0, turn, fill=theme.TEXT, opacity=0.12 * opened)
             painter.arc(x, y, REACH, 0, turn, stroke=theme.TEXT, line=theme.HAIRLINE, opacity=opened)
             style, far = Style(theme.LABEL, bold=True), REACH + 0.38
-            place = x + far * math.cos(turn / 2), y + far * math.sin(turn / 2) - style.size / 2
-            painter.text(self._degrees(k), *place, style, color=theme.TEXT, opacity=opened)
+            at, low = x + far * math.cos(turn / 2), y + far * math.sin(turn / 2) - style.size / 2
+            room = width(self._degrees(k), style) + 0.12  # arrows do not run through the number
+            fill = theme.BACKGROUND
+            painter.box(at - room / 2, low - 0.06, room, style.size + 0.12, fill=fill, opacity=opened)
+            painter.text(self._degrees(k), at, low, style, color=theme.TEXT, opacity=opened)
         if dropped > 0:
             foot = (tip[0], tip[1] + (y - tip[1]) * dropped)
             painter.polyline([tip, foot], stroke=color, line=theme.HAIRLINE, dash=(0.08, 0.06), opacity=shown)

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from scenes.kit import theme
-from scenes.kit.key_plane import KeyPlane
+from scenes.kit.key_plane import REACH, KeyPlane
 from scenes.kit.traced import Traced, TracedText
+from scenes.kit.typography import Style, width
 from tests.scenes.kit.drawing import FINE, amount_of, color_at, halfway, pixels
 
 KEYS = Traced("keys", np.array([[2.0, 1.5], [-1.0, 1.0]]))
@@ -59,6 +60,16 @@ def test_the_angle_is_marked_and_written():
         ("cup", "tokens[0]"),
         ("37°", "angles[0]"),
     ]
+
+
+def test_no_arrow_runs_through_the_number_of_an_angle():
+    far, middle = REACH + 0.38, math.atan2(1.5, 2.0) / 2
+    through = Traced("keys", np.array([[2.0, 1.5], [3.0 * math.cos(middle), 3.0 * math.sin(middle)]]))
+    picture = KeyPlane(through, QUERY, angles=ANGLES, names=NAMES, unit=1.0).show().recede(1).open(0)
+    image = pixels(picture, FINE)
+    beside = far * math.cos(middle) - width("37°", Style(theme.LABEL, bold=True)) / 2 - 0.03
+    assert color_at(image, at(picture.origin, beside, beside * math.tan(middle))) == theme.BACKGROUND
+    assert color_at(image, at(picture.origin, 0.95 * beside, 0.95 * beside * math.tan(middle))) != theme.BACKGROUND
 
 
 def test_keys_step_back_and_lead():
