@@ -43,9 +43,9 @@ def render_lossless(slug: str, unit: str, path: Path) -> None:
 
 def encode_with(options: dict[str, str], frames: list[np.ndarray], path: Path) -> float:
     """Encode RGBA frames with some x264 options; returns CPU seconds."""
-    before = encode.VIDEO_OPTIONS, encode.CHROMA
+    before = encode.VIDEO_OPTIONS, encode.PARAMETERS
     if options is STOCK:
-        encode.VIDEO_OPTIONS, encode.CHROMA = STOCK, ""
+        encode.VIDEO_OPTIONS, encode.PARAMETERS = STOCK, ""
     try:
         start = time.process_time()
         encoder = Encoder(path, QUALITY)
@@ -54,7 +54,7 @@ def encode_with(options: dict[str, str], frames: list[np.ndarray], path: Path) -
         encoder.close()
         return time.process_time() - start
     finally:
-        encode.VIDEO_OPTIONS, encode.CHROMA = before
+        encode.VIDEO_OPTIONS, encode.PARAMETERS = before
 
 
 def ssim(path: Path, reference: Path) -> float:
