@@ -10,6 +10,7 @@ from scripts.commands.article import article
 from scripts.commands.cache import cache
 from scripts.commands.check import check
 from scripts.commands.doctor import doctor
+from scripts.commands.gallery import gallery
 from scripts.commands.gif import gif
 from scripts.commands.list import list_topics
 from scripts.commands.render import render
@@ -17,7 +18,7 @@ from scripts.commands.sheet import sheet
 from scripts.commands.trace import trace
 from scripts.commands.train import train
 
-COMMANDS = (list_topics, render, gif, article, sheet, trace, check, cache, doctor, train)
+COMMANDS = (list_topics, render, gif, article, gallery, sheet, trace, check, cache, doctor, train)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})

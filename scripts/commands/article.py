@@ -42,7 +42,7 @@ def article(
     """Print a snippet that shows a topic's loop in an article.
 
     It has alt text, a caption, a credit, and a still picture for readers who ask for less motion. The files of
-    OUT/TOPIC are used as they are (`llm-internals gif` makes them to measure); what is missing is made.
+    OUT/TOPIC are used as they are (the command gif makes them to measure); what is missing is made.
 
     \b
     llm-internals article kv_cache --copy-to blog/images/kv_cache

@@ -47,7 +47,7 @@ class Finding:
 def examine() -> list[Finding]:
     """Look at everything rendering needs."""
     packages = [_package(name, module) for name, module in PACKAGES.items()]
-    return [_python(), *packages, _manim(), _ffmpeg(), _gifsicle(), _fonts(), _checkpoints(), _cache()]
+    return [_python(), *packages, _manim(), _ffmpeg(), _gifsicle(), _chromium(), _fonts(), _checkpoints(), _cache()]
 
 
 def _python() -> Finding:
@@ -84,6 +84,13 @@ def _gifsicle() -> Finding:
     path = shutil.which("gifsicle")
     fix = f"{INSTALL_GIFSICLE}   (optional: smaller GIFs)"
     return Finding("gifsicle", path is not None, path or "not found", fix, needed=False)
+
+
+def _chromium() -> Finding:
+    names = ("chromium", "chromium-browser", "google-chrome")
+    path = next(filter(None, map(shutil.which, names)), None)
+    fix = "apt install chromium · dnf install chromium · brew install --cask chromium   (optional: tests of pages)"
+    return Finding("chromium", path is not None, path or "not found", fix, needed=False)
 
 
 def _fonts() -> Finding:

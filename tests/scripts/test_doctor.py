@@ -29,6 +29,7 @@ def test_gifsicle_is_wished_for_but_not_needed(tmp_path, monkeypatch):
     result = call("doctor")
     assert result.exit_code == 0
     assert "absent  gifsicle" in result.stdout
+    assert "absent  chromium" in result.stdout
 
 
 def test_a_cache_folder_that_cannot_be_written_to_is_found(tmp_path, monkeypatch):
