@@ -91,7 +91,7 @@ class Attention(TopicScene):
             matrix = TensorGrid(weight.T, cell=(0.175, 0.105), number=None, role=role)
             matrices.append(matrix.move_to([-4.75 + 1.85 * k, 0, 0]).align_to([0, 1.95, 0], UP))
             grid = TensorGrid(field, cell=(0.165, 0.32), number=None, role=role)
-            grids.append(grid.move_to([2.55 + 1.7 * k, 0, 0]).align_to([0, 1.95, 0], UP).hide())
+            grids.append(grid.move_to([2.45 + 1.7 * k, 0, 0]).align_to([0, 1.95, 0], UP).hide())
             color = getattr(theme, role)
             signs.append(Formula(f"{{{{ {sign} : sign }}}}", size=0.24, sign=role).next_to(matrix, UP, buff=0.28))
             titles.append(Label(f"{name} {deed}", size=0.18, color=color, bold=True))
@@ -134,7 +134,7 @@ class Attention(TopicScene):
         )  # fmt: skip
         self.say("All words do the same, at once and with the same matrices.")
         crowd = TensorGrid(trace.x.T, cell=(0.06, 0.105), number=None, limit=largest(trace.x))
-        crowd.move_to(state).align_to(state, UP)
+        crowd.move_to(state).align_to([-6.5, 0, 0], LEFT)
         self.play(FadeIn(crowd), FadeOut(state, word), run_time=0.5)
         rest = [k for k in range(len(trace.tokens)) if k != row]
         copies = [crowd.copy() for _ in matrices]
