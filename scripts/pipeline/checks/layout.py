@@ -8,6 +8,7 @@ import numpy as np
 from manim import config
 
 from scenes.kit import theme
+from scenes.kit.formula import FormulaPart
 from scenes.kit.recorder import BOX, LINE, TEXT, Drawn, Look, Mark, Recording
 from scenes.kit.topic_scene import CaptionBand, Header
 from scripts.pipeline.checks import Finding, finding
@@ -132,6 +133,9 @@ def _text_on_text(things: tuple[Drawn, ...], texts: _Marks) -> Iterator[tuple[st
         one, other = texts.marks[i], texts.marks[j]
         if one.text == other.text and np.allclose(one[1:5], other[1:5], atol=0.02):
             continue  # a copy that lies exactly over its original
+        owners = [things[texts.owners[k]].picture for k in (i, j)]
+        if one.text == other.text and all(isinstance(owner, FormulaPart) for owner in owners):
+            continue  # parts of a formula interlock, as a fraction and its numerator
         yield things[texts.owners[j]].name, "overlap", f"{_what(other)} overlaps {_what(one)}"
 
 
