@@ -13,12 +13,13 @@ from scripts.commands.doctor import doctor
 from scripts.commands.gallery import gallery
 from scripts.commands.gif import gif
 from scripts.commands.list import list_topics
+from scripts.commands.preview import preview
 from scripts.commands.render import render
 from scripts.commands.sheet import sheet
 from scripts.commands.trace import trace
 from scripts.commands.train import train
 
-COMMANDS = (list_topics, render, gif, article, gallery, sheet, trace, check, cache, doctor, train)
+COMMANDS = (list_topics, render, preview, gif, article, gallery, sheet, trace, check, cache, doctor, train)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})

@@ -21,7 +21,7 @@ UNFINISHED = next(topic for topic in series.TOPICS if topic.status != series.FIN
 READY = ", ".join(topic.slug for topic in series.finished())
 NO_SCENE = f"{UNFINISHED.slug} has no scene yet ({UNFINISHED.status}); finished: {READY}"
 
-COMMANDS = ("list", "render", "gif", "article", "gallery", "sheet", "trace", "check", "doctor", "train")
+COMMANDS = ("list", "render", "preview", "gif", "article", "gallery", "sheet", "trace", "check", "doctor", "train")
 small = pytest.mark.usefixtures("small_topics")
 
 
@@ -47,6 +47,7 @@ def test_every_help_has_commands_that_name_themselves(command):
 @pytest.mark.parametrize(
     "arguments",
     [["list"], ["list", "--json"], ["--help"], ["render", "--help"], ["render", "kv-cach"], ["render", "lora"],
+     ["preview", "kv-cach"], ["preview", "--help"],
      ["render", "rope", "-q", "x"], ["gif"], ["render"], ["render", "rope", "--formats", "avi"]],
     ids=shlex.join,
 )  # fmt: skip
