@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from manim import tempconfig
 
 from internals_math import trace_store
 from scenes.attention import LOOP_ROWS, Attention
@@ -12,32 +11,18 @@ from scenes.kit.label import Label, Readout
 from scenes.kit.number_line import NumberLine
 from scenes.kit.tensor_grid import TensorGrid
 from scenes.kit.traced import read_text, traced
+from tests.scenes.watching import pictures, watched
 
-TINY = {"pixel_width": 160, "pixel_height": 90, "frame_rate": 10, "dry_run": True, "verbosity": "ERROR"}
+
+def seen_in(unit, look, trace=None, **settings):
+    """Play one unit; returns the scene and what `look` found in the frames where it found something."""
+    scene, seen = watched(Attention, unit, look, trace, **settings)
+    return scene, [what for what in seen if what is not None]
 
 
 @pytest.fixture(scope="module")
 def trace():
     return trace_store.get(Attention.core)
-
-
-def watched(unit, look, trace=None, **settings):
-    """Play one unit; returns the scene and what `look` saw of it in every frame."""
-    seen = []
-
-    class Watched(Attention):
-        def update_to_time(self, t):
-            super().update_to_time(t)
-            seen.append(look(self))
-
-    with tempconfig(TINY | settings):
-        scene = Watched(unit=unit, trace=trace)
-        scene.render()
-    return scene, [what for what in seen if what is not None]
-
-
-def pictures(scene, kind):
-    return [picture for picture in scene.get_mobject_family_members() if isinstance(picture, kind)]
 
 
 def nothing(scene):
@@ -63,7 +48,7 @@ def grids(scene, field):
 )
 def test_every_chapter_says_its_sentence(unit, sentence):
     assert [chapter.name for chapter in Attention.chapter_units()].count(unit) == 1
-    assert sentence in [caption.text for caption in watched(unit, nothing)[0].captions]
+    assert sentence in [caption.text for caption in seen_in(unit, nothing)[0].captions]
 
 
 def test_equal_words_enter_with_equal_columns_that_come_to_lie_on_each_other(trace):
@@ -71,7 +56,7 @@ def test_equal_words_enter_with_equal_columns_that_come_to_lie_on_each_other(tra
         columns = grids(scene, "embeddings")
         return [(str(grid.values.origin), float(grid.get_center()[0])) for grid in columns]
 
-    _, seen = watched("needs_neighbors", look)
+    _, seen = seen_in("needs_neighbors", look)
     home = dict(seen[0])
     last = int(trace.query_position)
     twins = trace.same_positions[:-1].tolist()
@@ -82,7 +67,7 @@ def test_equal_words_enter_with_equal_columns_that_come_to_lie_on_each_other(tra
 
 
 def test_a_key_lays_down_the_very_length_that_becomes_its_score(trace):
-    scene, seen = watched("match", lambda scene: [bar.tip(0) for bar in pictures(scene, Bars) if not bar.names])
+    scene, seen = seen_in("match", lambda scene: [bar.tip(0) for bar in pictures(scene, Bars) if not bar.names])
     (plane,), (bars,) = pictures(scene, KeyPlane), pictures(scene, Bars)
     np.testing.assert_allclose(plane.dropped, 1)
     np.testing.assert_allclose(bars.presence, 1)
@@ -95,7 +80,7 @@ def test_a_key_lays_down_the_very_length_that_becomes_its_score(trace):
 
 
 def test_an_angle_is_written_beside_the_key_it_belongs_to(trace):
-    scene, _ = watched("match", nothing)
+    scene, _ = seen_in("match", nothing)
     written = {entry["origin"]: entry["shown"] for entry in scene.ledger if "°" in entry["shown"]}
     order = trace.scores[-1].argsort().tolist()
     assert set(written) == {f"key_angle[{order[-1]}]", f"key_angle[{order[0]}]"}
@@ -109,7 +94,7 @@ def test_beads_fly_apart_with_the_width_and_come_back_with_the_factor(trace):
         lines = pictures(scene, NumberLine)
         return (lines[0].values[0].field, float(np.ptp(lines[0].places))) if lines else None
 
-    _, seen = watched("why_scale", look)
+    _, seen = seen_in("why_scale", look)
     raw = [spread for field, spread in seen if field == "example_scores_raw"]
     widest = float(trace.example_scores_raw[-1].max() - trace.example_scores_raw[-1].min())
     assert max(raw) == pytest.approx(widest, abs=0.01)
@@ -121,7 +106,7 @@ def test_beads_fly_apart_with_the_width_and_come_back_with_the_factor(trace):
 
 
 def test_the_loss_with_and_without_the_factor_is_measured(trace):
-    scene, _ = watched("why_scale", nothing)
+    scene, _ = seen_in("why_scale", nothing)
     assert {bar.values.field: bar.texts for bar in pictures(scene, Bars)} == {
         "loss_base": [f"{trace.loss_base:.2f}"],
         "loss_unscaled": [f"{trace.loss_unscaled:.2f}"],
@@ -133,7 +118,7 @@ def test_scores_of_later_words_are_struck_out_before_the_softmax(trace):
         scores, weights = grids(scene, "scores"), grids(scene, "weights_seen")
         return (scores[0].presence.copy() if scores else None, len(weights))
 
-    scene, seen = watched("become_weights", look)
+    scene, seen = seen_in("become_weights", look)
     struck = [presence for presence, weights in seen if presence is not None and not weights]
     np.testing.assert_allclose(struck[0], 1)
     np.testing.assert_allclose(struck[-1], trace.mask.numpy(), atol=0.1)
@@ -149,7 +134,7 @@ def test_the_sum_grows_row_by_row_to_the_models_own_output(trace):
         counts = [text for text in pictures(scene, Readout) if text.value.field == "partial_weights"]
         return (running[0].values.origin, running[0].shade.copy(), counts[0].text) if running and counts else None
 
-    scene, seen = watched("mix_values", look)
+    scene, seen = seen_in("mix_values", look)
     assert [f"partial_outputs[{k}, :]" for k in range(13)] == list(dict.fromkeys(origin for origin, *_ in seen))
     assert seen[-1][2] == "1.00 of the weight"
     (outputs,) = grids(scene, "outputs")
@@ -163,7 +148,7 @@ def test_each_head_finds_its_own_word_and_all_four_sums_are_shown(trace):
         stream = [*grids(scene, "residual_before"), *grids(scene, "residual_steps")]
         return stream[0].values.origin if stream else None
 
-    scene, seen = watched("four_heads", look)
+    scene, seen = seen_in("four_heads", look)
     assert list(dict.fromkeys(seen)) == ["residual_before", *(f"residual_steps[{k}, :]" for k in range(4))]
     texts = [label.text for label in pictures(scene, Label)]
     for word, weight in zip(trace.strongest_token, trace.strongest_weight.tolist(), strict=True):
@@ -172,7 +157,7 @@ def test_each_head_finds_its_own_word_and_all_four_sums_are_shown(trace):
 
 
 def test_every_head_has_its_map_its_loss_and_only_a_measured_job(trace):
-    scene, _ = watched("which_matter", nothing)
+    scene, _ = seen_in("which_matter", nothing)
     assert len(grids(scene, "all_weights")) == 12
     written = {bar.values.origin: bar.texts[0] for bar in pictures(scene, Bars)}
     for layer in range(3):
@@ -193,7 +178,7 @@ def test_in_the_loop_a_query_visits_every_key_it_may_see_and_leaves_a_weight(tra
             return None
         return columns[0].values.origin, int((columns[0].presence > 0).sum())
 
-    scene, seen = watched("loop", look, frame_rate=20)  # as in the gallery
+    scene, seen = seen_in("loop", look, frame_rate=20)  # as in the gallery
     count = len(trace.tokens)
     for row in LOOP_ROWS:
         filled = [cells for origin, cells in seen if origin == f"weights_seen[{count + row}, :]"]
@@ -208,5 +193,5 @@ def test_another_question_is_drawn_as_well():
     config = core.Config(prompt="the fox took the key to the hen . the", query_index=3, layer=0, head=1)
     trace = trace_store.get(core, config)
     for unit in [chapter.name for chapter in Attention.chapter_units()] + ["loop"]:
-        scene, _ = watched(unit, nothing, trace)
+        scene, _ = seen_in(unit, nothing, trace)
         assert scene.now > 5

@@ -4,39 +4,18 @@ import re
 
 import numpy as np
 import pytest
-from manim import tempconfig
 
 from internals_math import trace_store
 from internals_math.flash_attention import Config
 from scenes.flash_attention import FlashAttention
 from scenes.kit.bars import Bars
 from scenes.kit.tensor_grid import TensorGrid
-
-TINY = {"pixel_width": 160, "pixel_height": 90, "frame_rate": 10, "dry_run": True, "verbosity": "ERROR"}
+from tests.scenes.watching import pictures, watched
 
 
 @pytest.fixture(scope="module")
 def trace():
     return trace_store.get(FlashAttention.core)
-
-
-def watched(unit, look, trace=None):
-    """Play one unit; returns the scene and what `look` saw of it in every frame."""
-    seen = []
-
-    class Watched(FlashAttention):
-        def update_to_time(self, t):
-            super().update_to_time(t)
-            seen.append(look(self))
-
-    with tempconfig(TINY):
-        scene = Watched(unit=unit, trace=trace)
-        scene.render()
-    return scene, seen
-
-
-def pictures(scene, kind):
-    return [picture for picture in scene.get_mobject_family_members() if isinstance(picture, kind)]
 
 
 def tiles_alive(scene):
@@ -48,7 +27,7 @@ def tiles_alive(scene):
 
 @pytest.mark.parametrize("unit", ["tiles", "loop"])
 def test_one_tile_of_scores_lives_at_a_time_and_the_matrix_is_never_there(unit, trace):
-    _, seen = watched(unit, tiles_alive)
+    _, seen = watched(FlashAttention, unit, tiles_alive)
     visited = set().union(*(steps for steps, _ in seen))
     assert all(len(steps) <= 1 for steps, _ in seen)
     assert not any({"scores", "weights"} & fields for _, fields in seen)
@@ -57,13 +36,13 @@ def test_one_tile_of_scores_lives_at_a_time_and_the_matrix_is_never_there(unit, 
 
 
 def test_the_standard_way_carries_both_matrices(trace):
-    _, seen = watched("trips", tiles_alive)
+    _, seen = watched(FlashAttention, "trips", tiles_alive)
     fields = set().union(*(fields for _, fields in seen))
     assert {"scores", "weights"} <= fields
 
 
 def test_the_bars_end_at_the_bytes_of_both_algorithms(trace):
-    scene, _ = watched("tiles", lambda scene: None)
+    scene, _ = watched(FlashAttention, "tiles", lambda scene: None)
     ends = {bars.values.field: float(bars.amounts[-1]) for bars in pictures(scene, Bars)}
     assert ends == {"standard_bytes": float(trace.standard_bytes[-1]), "flash_bytes": float(trace.flash_bytes[-1])}
 
@@ -73,7 +52,7 @@ def test_every_term_shrinks_when_the_maximum_moves(trace):
         bars = [bars for bars in pictures(scene, Bars) if bars.values.field == "row_terms"]
         return bars[0].amounts.copy() if bars else None
 
-    _, seen = watched("one_pass", look)
+    _, seen = watched(FlashAttention, "one_pass", look)
     first = np.array([amounts[0] for amounts in seen if amounts is not None and not np.isnan(amounts[0])])
     assert (np.diff(first) <= 1e-9).all()
     assert first[0] == 1
@@ -85,6 +64,6 @@ def test_every_term_shrinks_when_the_maximum_moves(trace):
 @pytest.mark.parametrize("unit", ["tiles", "loop", "backward"])
 def test_other_tiles_can_be_shown(unit, config):
     trace = trace_store.get(FlashAttention.core, config)
-    scene, seen = watched(unit, tiles_alive, trace)
+    scene, seen = watched(FlashAttention, unit, tiles_alive, trace)
     assert scene.ledger
     assert all(len(steps) <= 1 for steps, _ in seen)

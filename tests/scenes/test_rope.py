@@ -4,7 +4,6 @@ import math
 
 import numpy as np
 import pytest
-from manim import tempconfig
 
 from internals_math import trace_store
 from scenes.kit.bars import Bars
@@ -14,8 +13,7 @@ from scenes.kit.tensor_grid import TensorGrid
 from scenes.kit.traced import read_text, traced
 from scenes.kit.vector_plane import VectorPlane
 from scenes.rope import RoPE
-
-TINY = {"pixel_width": 160, "pixel_height": 90, "frame_rate": 10, "dry_run": True, "verbosity": "ERROR"}
+from tests.scenes.watching import pictures, watched
 
 
 @pytest.fixture(scope="module")
@@ -23,31 +21,12 @@ def trace():
     return trace_store.get(RoPE.core)
 
 
-def watched(unit, look, trace=None):
-    """Play one unit; returns the scene and what `look` saw of it in every frame."""
-    seen = []
-
-    class Watched(RoPE):
-        def update_to_time(self, t):
-            super().update_to_time(t)
-            seen.append(look(self))
-
-    with tempconfig(TINY):
-        scene = Watched(unit=unit, trace=trace)
-        scene.render()
-    return scene, seen
-
-
-def pictures(scene, kind):
-    return [picture for picture in scene.get_mobject_family_members() if isinstance(picture, kind)]
-
-
 def nothing(scene):
     return None
 
 
 def captions(unit, trace=None):
-    return [caption.text for caption in watched(unit, nothing, trace)[0].captions]
+    return [caption.text for caption in watched(RoPE, unit, nothing, trace)[0].captions]
 
 
 def test_the_video_has_the_seven_chapters_of_its_story():
@@ -99,7 +78,7 @@ def test_swapped_words_take_their_weights_along_and_leave_the_output_as_it_was(t
         bars = pictures(scene, Bars)
         return (bars[0].values.field, bars[0].places.copy()) if bars else None
 
-    scene, seen = watched("blind_to_order", look)
+    scene, seen = watched(RoPE, "blind_to_order", look)
     stood = [places for field, places in filter(None, seen) if field == "swap_test.weights_before"]
     assert stood[0][first] == first
     assert (stood[-1][first], stood[-1][second]) == (second, first)
@@ -118,7 +97,7 @@ def test_both_arrows_turn_by_the_real_angle_and_neither_wedge_nor_score_moves(un
         at_home = lines and lines[0].places[0] < int(trace.key_positions[0]) + 1e-6
         return None if at_home else (float(plane.angles[0]), plane.wedge_angle(), bars[0].tip(0)[0])
 
-    scene, seen = watched(unit, look)
+    scene, seen = watched(RoPE, unit, look)
     moving = [what for what in seen if what is not None]
     assert len(moving) > 50
     angles, wedges, tips = map(np.array, zip(*moving, strict=True))
@@ -136,7 +115,7 @@ def test_moving_the_query_alone_opens_the_wedge_and_moves_the_score(trace):
         planes, bars = pictures(scene, VectorPlane), pictures(scene, Bars)
         return (planes[0].wedge_angle(), float(bars[0].amounts[0])) if planes and bars else None
 
-    _, seen = watched("rigid_wedge", look)
+    _, seen = watched(RoPE, "rigid_wedge", look)
     widest, lowest = max(seen[k][0] for k in range(len(seen)) if seen[k]), min(s[1] for s in seen if s)
     assert math.degrees(widest) == pytest.approx(float(trace.apart_angles[-1, 0]), abs=1e-2)
     assert lowest == pytest.approx(float(trace.score_apart[-1]), abs=1e-4)
@@ -146,7 +125,7 @@ def test_the_words_slide_along_the_line_at_their_own_distance(trace):
     def look(scene):
         return pictures(scene, NumberLine)[0].places.copy()
 
-    _, seen = watched("rigid_wedge", look)
+    _, seen = watched(RoPE, "rigid_wedge", look)
     together = [places for places in seen if places[0] > int(trace.key_positions[0]) + 1e-9]
     assert len(together) > 40
     gaps = np.array([query - key for key, query in together])
@@ -157,13 +136,13 @@ def test_every_hand_turns_at_the_speed_of_its_pair(trace):
     def look(scene):
         return [float(plane.angles[0]) for plane in pictures(scene, VectorPlane)]
 
-    _, seen = watched("clock_hands", look)
+    _, seen = watched(RoPE, "clock_hands", look)
     turned = np.array(seen[-1]) - np.array(seen[0])
     np.testing.assert_allclose(turned, 44 * np.array(trace.inv_freq), atol=1e-4)
 
 
 def test_the_waves_pile_up_to_the_score_by_distance(trace):
-    scene, _ = watched("waves", nothing)
+    scene, _ = watched(RoPE, "waves", nothing)
     (big,) = (chart for chart in pictures(scene, Chart) if chart.x_label)
     steps = RoPE.core.STEPS_PER_WORD
     np.testing.assert_allclose(big.heights[0][::steps], trace.score_by_distance.numpy(), atol=1e-5)
@@ -174,7 +153,7 @@ def test_shifting_the_text_changes_positions_and_no_written_score(trace):
         grids = pictures(scene, TensorGrid)
         return (grids[0].values.field, grids[0].values.origin, grids[0].texts) if grids else None
 
-    _, seen = watched("scores_seen", look)
+    _, seen = watched(RoPE, "scores_seen", look)
     texts = {origin: text for field, origin, text in filter(None, seen) if field == "score_matrix_shifted"}
     (rotated,) = {str(text) for field, _, text in filter(None, seen) if field == "score_matrix_rope"}
     assert len(texts) == len(trace.shift_test_shifts)
@@ -190,7 +169,7 @@ def test_the_slowest_hand_turns_as_measured_and_only_unslowed_leaves_the_trained
         drawing = [curve.y.field for curve, share in zip(chart.curves, chart.drawn, strict=True) if 0 < share < 1]
         return (drawing[0], hand.values.field, float(hand.angles[0])) if drawing else None
 
-    _, seen = watched("longer", look)
+    _, seen = watched(RoPE, "longer", look)
     reached = {}
     for loss, field, angle in filter(None, seen):
         assert field == loss.replace("loss", "slow_hand")
@@ -202,7 +181,7 @@ def test_the_slowest_hand_turns_as_measured_and_only_unslowed_leaves_the_trained
 
 def test_other_words_give_another_wedge():
     trace = trace_store.get(RoPE.core, RoPE.core.Config(key_index=2))
-    scene, _ = watched("rigid_wedge", nothing, trace)
+    scene, _ = watched(RoPE, "rigid_wedge", nothing, trace)
     assert scene.captions[1].text != captions("rigid_wedge")[1]
     assert {"shown": trace.key_token, "origin": "key_token"}.items() <= {
         key: value for entry in scene.ledger if entry["origin"] == "key_token" for key, value in entry.items()
