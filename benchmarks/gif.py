@@ -25,6 +25,7 @@ from scripts.pipeline.similarity import ssim
 TOPICS = ("kv_cache", "rope", "flash_attention")
 QUALITY = Quality(640, 360, 25)
 SAMPLES = 40
+REFERENCE = "reference.mp4"
 
 
 def render(slug: str, folder: Path, encoder: Encoder | None) -> Path:
@@ -40,7 +41,7 @@ def render(slug: str, folder: Path, encoder: Encoder | None) -> Path:
             writer: Any = lambda given: UnitWriter(given, encoder)  # noqa: E731
             renderer = CairoRenderer(file_writer_class=writer, camera_class=KitCamera)
         series.scene_class(slug)(renderer, unit="loop").render()
-        return Path(renderer.file_writer.gif_file_path)
+        return Path(renderer.file_writer.gif_file_path) if encoder is None else folder / REFERENCE
 
 
 def compare(shown: Clip, reference: Clip) -> tuple[float, float, float]:
@@ -65,11 +66,11 @@ def main() -> None:
     for slug in sys.argv[1:] or TOPICS:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            encoder = Encoder(folder / "reference.mp4", QUALITY, lossless=True)
+            encoder = Encoder(folder / REFERENCE, QUALITY, lossless=True)
             render(slug, folder, encoder)
-            reference = gif.read_clip(folder / "reference.mp4", QUALITY.width, QUALITY.frame_rate)
+            reference = gif.read_clip(folder / REFERENCE, QUALITY.width, QUALITY.frame_rate)
             paths = {"Manim": render(slug, folder, None), "ours": folder / "ours.gif"}
-            gif.write_gif(folder / "reference.mp4", paths["ours"])
+            gif.write_gif(folder / REFERENCE, paths["ours"])
             for maker, path in paths.items():
                 error, exact, alike = compare(gif.read_gif(path), reference)
                 size = path.stat().st_size
