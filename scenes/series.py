@@ -59,6 +59,7 @@ TOPICS = (
         "Multi-Latent Attention (MLA)",
         "DeepSeek's KV cache compression via low-rank latent projections.",
         "Attention",
+        FINISHED,
     ),
     Topic(
         "sliding_window_attention",

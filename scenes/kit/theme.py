@@ -50,6 +50,7 @@ _DARK = {
     "QUERY": "#FF7EB6",
     "KEY": "#5BD98A",
     "VALUE": "#B79CFF",
+    "LATENT": "#2DD4BF",  # what keys and values are rebuilt from
     "SCORE": "#F4D35E",
     "WEIGHT": "#5CC8F2",
     "GRADIENT": "#F28A2E",
@@ -73,6 +74,7 @@ _LIGHT = {
     "QUERY": "#C2256E",
     "KEY": "#147B3B",
     "VALUE": "#6D3FD1",
+    "LATENT": "#0B7A75",
     "SCORE": "#96600D",
     "WEIGHT": "#0D739B",
     "GRADIENT": "#AF5105",
