@@ -43,6 +43,7 @@ def look(channel: Channel, began: float, view: View) -> None:
         channel.send({"kind": "planned", "unit": unit, "version": version, "rendered": _facts(found)})
         if found is None and unit != watched:
             stale.append(unit)
+    os.nice(5)
     for unit in stale:
         _outline(channel, scene, trace, view, unit, None)
 
@@ -54,8 +55,8 @@ def still(channel: Channel, began: float, view: View) -> None:
 
 
 def render(channel: Channel, began: float, view: View, unit: str, run: str) -> None:
-    """Render one unit into the cache, or take it from there."""
-    os.nice(10)
+    """Render one unit into the cache, or take it from there; one that nobody watches leaves the cores to others."""
+    os.nice(0 if unit == view.unit else 10)
     scene, trace = _topic(channel, view)
     job = _job(scene, trace, view, unit, run)
     if not is_as_saved(began):

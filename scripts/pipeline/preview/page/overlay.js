@@ -2,7 +2,8 @@
 
 const SVG = "http://www.w3.org/2000/svg";
 const HALF = [64 / 9, 4];
-const MARGIN = 0.5;
+const MARGIN = 0.5; // at both sides
+const BAND_EDGE = 3.8; // the header and the captions have bands of their own above and below the stage
 const STAGE = [3.05, -2.95]; // between the header band and the caption band
 const SMALLEST = 0.16; // height of a capital letter that is legible in a GIF 640 px wide
 const SIZES = [[0.27, "title"], [0.2, "label"], [SMALLEST, "smallest"]];
@@ -15,7 +16,7 @@ export class Overlay {
 
   /** Draw the areas, a ruler of sizes, and the texts of the still if their places are known. */
   show(texts) {
-    const [width, height] = [HALF[0] - MARGIN, HALF[1] - MARGIN];
+    const [width, height] = [HALF[0] - MARGIN, BAND_EDGE];
     const outside = `M${-HALF[0]} ${-HALF[1]}H${HALF[0]}V${HALF[1]}H${-HALF[0]}z M${-width} ${-height}v${2 * height}h${2 * width}v${-2 * height}z`;
     const parts = [
       this.part("path", { d: outside, class: "outside" }),
@@ -24,14 +25,14 @@ export class Overlay {
       this.words("caption band", -width + 0.1, height - 0.12),
       this.words("header", width - 0.85, -STAGE[0] - 0.12),
     ];
-    let x = width - 3.9;
+    let x = width - 4.3;
     for (const [size, name] of SIZES) {
       parts.push(this.part("rect", { x, y: height - 0.12 - size, width: 0.06, height: size, class: "box" }));
       parts.push(this.words(`${name} ${this.pixels(size)}`, x + 0.14, height - 0.12));
-      x += 1.3;
+      x += 1.4;
     }
     for (const [left, bottom, right, top, size] of texts ?? []) {
-      const isOut = left < -width || right > width || bottom < -HALF[1] + 0.2 || top > height;
+      const isOut = left < -width || right > width || bottom < -height || top > height;
       const isBad = size < SMALLEST - 1e-3 || isOut;
       const kind = isBad ? "bad" : "";
       parts.push(this.part("rect", { x: left, y: -top, width: right - left, height: top - bottom, class: `box ${kind}` }));
