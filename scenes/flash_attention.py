@@ -276,7 +276,7 @@ class FlashAttention(TopicScene):
             run_time=1.0,
         )
         error = Readout(lambda e: f"{e:.0e}", trace.row_max_abs_diff, size=0.3, bold=True).move_to([4.6, -0.7, 0])
-        note = Label("largest difference from\na softmax over the\nstored row", color=theme.MUTED)
+        note = Label("largest difference\nfrom a softmax over\nthe stored row", color=theme.MUTED)
         note.next_to(error, DOWN, buff=0.25).align_to(error, LEFT)
         self.play(FadeIn(error, note), run_time=theme.QUICK)
 

@@ -47,7 +47,7 @@ class KVCache(TopicScene):
         keys = self.recomputed_keys(steps - 1).move_to([-2.75, 0, 0]).align_to([0, TOP, 0], UP).hide()
         names = RowNames(trace.tokens[:last], keys).hide(slice(first, None))
         title = Label("keys", color=theme.KEY, bold=True).next_to(keys, RIGHT, buff=0.3).align_to(keys, UP)
-        unit = Label("key rows computed", color=theme.MUTED).move_to([5.45, 2.62, 0])
+        unit = Label("key rows computed", color=theme.MUTED).move_to([5.3, 2.62, 0])
         count = Readout(lambda n: f"{n:d}", trace.rows_without_cache_total[0], size=0.36, bold=True)
         count.next_to(unit, LEFT, buff=0.25).align_to(unit, DOWN)
 
@@ -133,7 +133,7 @@ class KVCache(TopicScene):
     def key_move(self, stack: LayerStack, layer: int, value) -> Readout:
         """Return how far the keys of a layer moved, beside its row."""
         move = Readout(lambda v: f"{v:.2f}" if v > 0 else f"{v:.0f}", value, size=0.26, bold=True)
-        return move.move_to([6.0, stack.layer_center(layer)[1], 0])
+        return move.move_to([5.85, stack.layer_center(layer)[1], 0])
 
     # -- chapter 3 --------------------------------------------------------------------------------------------------
 
@@ -171,7 +171,7 @@ class KVCache(TopicScene):
             speed = 1.0 if step == 1 else 0.55
             if step == 2:
                 self.say("Compute the new key and value once, then keep them.")
-            word = TokenRow(trace.tokens[row : row + 1]).move_to([-6.1, 2.35, 0])
+            word = TokenRow(trace.tokens[row : row + 1]).move_to([-6.0, 2.35, 0])
             state = (
                 TensorGrid(
                     trace.inputs[row].reshape(-1, 1), cell=(0.34, 0.105), number=None, limit=largest(trace.inputs)
@@ -254,7 +254,7 @@ class KVCache(TopicScene):
     def one_step(self):
         """One decode step, from the query to the row that is added."""
         step = 1  # the first pass after the prefill
-        stage = MemoryStage(self.trace, step, row_height=0.56, top=2.6)
+        stage = MemoryStage(self.trace, step, row_height=0.56, top=2.5)
         self.add(*stage.parts())
         self.hold(0.3)
         self.ask(stage, step, pace=0.6)

@@ -26,7 +26,7 @@ class MultiQueryAttention(TopicScene):
     """Generating one token takes very little arithmetic. Why is it slow, and what does deleting one index change?"""
 
     core = multi_query_attention
-    notation = ("540B",)
+    notation = ("540B", "540 billion")
     takeaway = (
         "Decoding is paid in bytes read. Give all query heads one shared memory, "
         "and both the cache and the reading shrink by the number of heads."

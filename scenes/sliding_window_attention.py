@@ -440,7 +440,7 @@ class SlidingWindowAttention(TopicScene):
         bars = Bars(
             trace.hybrid.cache_fraction, length=5.2, step=0.6, role=["LOSS", "SCORE", "KEY"], number=".0%",
             number_size=0.24, names=trace.hybrid.name, limit=1.0,
-        ).move_to([1.3, -1.55, 0]).hide()  # fmt: skip
+        ).move_to([1.15, -1.55, 0]).hide()  # fmt: skip
         unit = Label(
             f"cache at {trace.hybrid_length:,} tokens, window {trace.hybrid_window:,} (pattern of Gemma 3)",
             color=theme.MUTED,

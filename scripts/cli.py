@@ -18,8 +18,9 @@ from scripts.commands.render import render
 from scripts.commands.sheet import sheet
 from scripts.commands.trace import trace
 from scripts.commands.train import train
+from scripts.commands.verify import verify
 
-COMMANDS = (list_topics, render, preview, gif, article, gallery, sheet, trace, check, cache, doctor, train)
+COMMANDS = (list_topics, render, preview, gif, article, gallery, sheet, trace, check, verify, cache, doctor, train)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})

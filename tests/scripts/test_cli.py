@@ -21,7 +21,20 @@ UNFINISHED = next(topic for topic in series.TOPICS if topic.status != series.FIN
 READY = ", ".join(topic.slug for topic in series.finished())
 NO_SCENE = f"{UNFINISHED.slug} has no scene yet ({UNFINISHED.status}); finished: {READY}"
 
-COMMANDS = ("list", "render", "preview", "gif", "article", "gallery", "sheet", "trace", "check", "doctor", "train")
+COMMANDS = (
+    "list",
+    "render",
+    "preview",
+    "gif",
+    "article",
+    "gallery",
+    "sheet",
+    "trace",
+    "check",
+    "verify",
+    "doctor",
+    "train",
+)
 small = pytest.mark.usefixtures("small_topics")
 
 

@@ -9,7 +9,7 @@ import pytest
 from scripts.cli import main
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "media/README.md", "docs/tiny_lm.md")
+PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "media/README.md", "docs/tiny_lm.md", "docs/verification.md")
 
 
 def printed_commands() -> list[str]:

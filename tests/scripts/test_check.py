@@ -1,0 +1,462 @@
+"""Each rule of `check` finds what breaks it, and nothing in what does not."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from manim import DOWN, RIGHT, Square
+
+from scenes import series
+from scenes.kit import theme
+from scenes.kit.bars import Bars
+from scenes.kit.formula import Formula
+from scenes.kit.label import Label, Readout
+from scenes.kit.picture import Picture
+from scenes.kit.recorder import record
+from scenes.kit.tensor_grid import TensorGrid
+from scenes.kit.topic_scene import TopicScene, chapter, loop
+from scenes.kit.traced import Traced, traced
+from scripts.pipeline.checks.layout import check_contrast
+from scripts.pipeline.checks.origins import Fields, shows
+from scripts.pipeline.checks.pixels import FRAME_RATE, check_gif, check_pixels, flashes, relative_luminance
+from scripts.pipeline.checks.reading import check_length
+from scripts.pipeline.checks.topic import check_recording
+from tests.scripts.conftest import call
+from tests.scripts.topics import tiny
+
+CORE = tiny.Tiny.core
+NUMBERS = torch.tensor([[1.0, -2.0, 0.5], [0.25, 3.0, -0.75]])
+
+
+@pytest.fixture(autouse=True)
+def registered(monkeypatch):
+    monkeypatch.setattr(series, "TOPICS", (tiny.TOPIC,))
+
+
+def recording_of(play_it, **options):
+    """Record a chapter that calls `play_it(scene)`."""
+
+    class One(TopicScene):
+        """Is it found?"""
+
+        core = CORE
+        takeaway = "Yes."
+        notation = ("FP16",)
+
+        @chapter("One")
+        def one(self):
+            """One."""
+            self.say("A beat.")
+            play_it(self)
+
+    return record(One, "one", trace=CORE.Trace(CORE.Config(), NUMBERS, NUMBERS[:1]), **options)
+
+
+def rules(play_it, **options):
+    """Return the rules that a chapter breaks, with the messages."""
+    return [(found.rule, found.message) for found in check_recording(recording_of(play_it, **options))]
+
+
+def showing(*make):
+    """Play: what is made of the scene rests for a second."""
+
+    def play_it(scene):
+        scene.add(*(thing(scene) for thing in make))
+        scene.hold(1.0)
+
+    return play_it
+
+
+class Painting(Picture):
+    """Draws whatever it is told, and says nothing of it."""
+
+    def __init__(self, paint, entries=()):
+        super().__init__(1, 1)
+        self.paint, self.entries = paint, tuple(entries)
+
+    def draw(self, painter):
+        self.paint(painter)
+
+    def ledger(self):
+        return list(self.entries)
+
+
+def test_a_clean_chapter_passes_every_check():
+    play_it = showing(
+        lambda s: TensorGrid(s.trace.numbers, role="KEY"),
+        lambda s: Label(f"largest {s.trace.numbers[1, 1]:.1f}, in FP16").move_to([0, 2, 0]),
+        lambda s: Bars(s.trace.numbers[0], signed=True).move_to([3.5, 0, 0]),
+        lambda s: Formula("x^2 / 2").move_to([-4, 1, 0]),
+    )
+    assert rules(play_it) == []
+    assert list(check_contrast(recording_of(play_it, theme_name="light"))) == []
+
+
+# -- origins ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda s: Label("loss 0.37"),  # typed
+        lambda s: Label(f"{float(s.trace.numbers[0, 0]) * 2:.2f}"),  # computed
+        lambda s: Label(f"{s.trace.numbers[0, 0] * 2:.2f}"),  # computed with traced values
+        lambda s: Formula("x = 0.37"),
+        lambda s: TensorGrid(NUMBERS.numpy()),
+        lambda s: Bars(np.array([1.0, 2.0])),
+        lambda s: Square(),
+        lambda s: Painting(lambda p: p.text("37", 0, 0, Label("x").style, color=theme.TEXT), [("x", "config.seed")]),
+        lambda s: Painting(lambda painter: painter.box(0, 0, 1, 2, fill=theme.KEY)),
+    ],
+    ids=["typed", "computed", "arithmetic", "formula", "cells", "lengths", "stock", "own text", "own shape"],
+)  # fmt: skip
+def test_what_is_drawn_without_an_origin_is_found(make):
+    assert "origin" in {rule for rule, _ in rules(showing(make))}
+
+
+def test_a_value_that_is_computed_and_given_a_false_origin_is_found():
+    def forged(scene):
+        return Label(f"{traced(float(scene.trace.numbers[0, 0]) * 2, 'numbers[0, 0]'):.2f}")
+
+    assert rules(showing(forged)) == [("value", "shows '2.00', but numbers[0, 0] is 1.0")]
+
+
+def test_colors_of_forged_values_are_found():
+    found = rules(showing(lambda s: TensorGrid(Traced("numbers", NUMBERS.numpy() * 2), number=None)))
+    assert found == [("value", "its values are not those of numbers")]
+
+
+def test_a_field_that_does_not_exist_is_found():
+    found = rules(showing(lambda s: Label(f"{traced(1.0, 'nowhere'):.1f}")))
+    assert found == [("origin", "nowhere is no value of the Trace")]
+
+
+def test_a_stale_number_is_found():
+    class Stale(Readout):
+        def set_value(self, value, keep=(-1, 0)):
+            self.parts = ((self.text, value.origin),)  # the words of before with the origin of now
+            return self
+
+    def play_it(scene):
+        readout = Stale(lambda v: f"{v:.2f}", scene.trace.numbers[0, 0])
+        scene.add(readout)
+        scene.hold(0.5)
+        readout.set_value(scene.trace.numbers[0, 1])
+        scene.hold(0.5)
+
+    assert rules(play_it) == [("value", "shows '1.00', but numbers[0, 1] is -2.0")]
+
+
+def test_stale_colors_and_lengths_are_found():
+    def stale_grid(scene):
+        grid = TensorGrid(scene.trace.numbers[0], number=None, limit=3.0)
+        shade = grid.shade
+        grid.set_values(scene.trace.numbers[1]).shade = shade
+        return grid
+
+    def stale_bars(scene):
+        bars = Bars(scene.trace.numbers[0], number=None, limit=3.0, signed=True).move_to([3, 2, 0])
+        amounts = bars.amounts
+        bars.set_values(scene.trace.numbers[1]).amounts = amounts
+        return bars
+
+    found = rules(showing(stale_grid, stale_bars))
+    assert found == [("value", "the drawing is off the values of numbers[1, :] by up to 5")] * 2
+
+
+def test_a_finding_names_file_line_chapter_time_and_object():
+    def play_it(scene):
+        scene.hold(2.0)
+        scene.add(Label(f"{traced(2.5, 'numbers[0, 0]'):.1f}"))
+        scene.hold(1.0)
+
+    (found,) = check_recording(recording_of(play_it))
+    assert (found.topic, found.chapter, found.object) == ("tiny", "one", "Label '2.5'")
+    assert found.file == "tests/scripts/test_check.py"
+    assert found.line > 0
+    assert found.seconds == pytest.approx(2.0, abs=0.05)
+    assert str(found).startswith(f"tests/scripts/test_check.py:{found.line}  one 2.0 s  Label '2.5': shows '2.5'")
+
+
+@pytest.mark.parametrize(
+    ("shown", "value", "holds"),
+    [
+        ("0.37", 0.3749, True), ("0.37", 0.3751, False), ("−2.0", -2.04, True), ("+2.0", -2.0, False),
+        ("1.0 × 10⁻⁴", 1.04e-4, True), ("1.0 × 10⁻⁴", 1.06e-4, False), ("512 KiB", 524288, True),
+        ("511 KiB", 524288, False), ("43.7 K", 43744, True), ("43.8 K", 43744, False), ("37%", 0.374, True),
+        ("3.7%", 0.374, False), ("31°", 30.6, True), ("1,048,576", 1048576, True), ("1,048,577", 1048576, False),
+        ("yes", True, True), ("no", True, False), ("seven", 7, False), ("1e−05", 1e-5, True),
+    ],
+)  # fmt: skip
+def test_a_written_number_is_compared_to_its_last_digit(shown, value, holds):
+    assert shows(shown, value) is holds
+
+
+@pytest.mark.parametrize(
+    ("origin", "expected"),
+    [
+        ("numbers", NUMBERS), ("numbers[1, 2]", -0.75), ("numbers[0, :]", NUMBERS[0]),
+        ("numbers[:, 1:3]", NUMBERS[:, 1:]), ("numbers[[0, 1], 0]", NUMBERS[:, 0]), ("config.seed", 0),
+        ("numbers[nothing]", []),
+    ],
+)  # fmt: skip
+def test_an_origin_names_values_of_the_trace(origin, expected):
+    trace = CORE.Trace(CORE.Config(), NUMBERS, NUMBERS[:1])
+    fields = Fields(SimpleNamespace(full_trace=trace, core=CORE))
+    np.testing.assert_array_equal(fields.resolve(origin), np.asarray(expected))
+
+
+@pytest.mark.parametrize("origin", ["nothing", "numbers[7, 0]", "numbers[0]", "config", "config.sed", "numbers.x"])
+def test_an_origin_that_names_nothing_is_refused(origin):
+    trace = CORE.Trace(CORE.Config(), NUMBERS, NUMBERS[:1])
+    with pytest.raises((LookupError, AttributeError, ValueError)):
+        Fields(SimpleNamespace(full_trace=trace, core=CORE)).resolve(origin)
+
+
+# -- layout ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("place", "side"), [([6.6, 0, 0], "right"), ([-6.6, 0, 0], "left"), ([0, 3.4, 0], "top"), ([0, -3.0, 0], "bottom")]
+)
+def test_words_outside_the_safe_area_are_found(place, side):
+    ((rule, message),) = rules(showing(lambda s: Label("far out there").move_to(place)))
+    assert rule == "safe-area"
+    assert f"beyond the {side}" in message
+
+
+def test_what_only_passes_through_is_not_measured():
+    def play_it(scene):
+        label = Label("passing").move_to([8, 0, 0])
+        scene.play(label.animate.move_to([0, 0, 0]), run_time=0.5)
+        scene.hold(1.0)
+
+    assert rules(play_it) == []
+
+
+def test_text_on_text_and_text_across_cells_are_found():
+    def word(scene):
+        return Label("some words that reach over").move_to([0.3, 0.05, 0])
+
+    ((rule, message),) = rules(showing(lambda s: Label("other words"), word))
+    assert rule == "overlap"
+    assert "overlaps 'other words'" in message
+    found = rules(showing(lambda s: TensorGrid(s.trace.numbers, number=None), word))
+    assert {rule for rule, _ in found} == {"overlap"}
+    assert "lies across a cell of TensorGrid 'numbers'" in found[0][1]
+    found = rules(showing(word, lambda s: TensorGrid(s.trace.numbers, number=None)))
+    assert "is half under a cell" in found[0][1]
+
+
+def test_a_row_that_lies_over_its_place_and_words_inside_one_cell_do_not_overlap():
+    def play_it(scene):
+        grid = TensorGrid(scene.trace.numbers, cell=(1.2, 0.8), number=None)
+        numbered = TensorGrid(scene.trace.numbers).move_to([0, 2, 0])
+        scene.add(grid, numbered, numbered.row(1), Label("in", color=theme.TEXT).move_to(grid.cell_center(1, 0)))
+        scene.hold(1.0)
+
+    assert rules(play_it) == []
+
+
+def test_words_that_are_too_small_or_too_faint_are_found():
+    ((rule, message),) = rules(showing(lambda s: Label("tiny", size=0.12)))
+    assert (rule, message) == ("text-size", "'tiny' is 0.120 high; the smallest that can be read is 0.16")
+    ((rule, message),) = rules(showing(lambda s: Label("faint", color=theme.LINES)))
+    assert rule == "contrast"
+    assert message.startswith("'faint' has contrast ")
+    assert message.endswith("in the dark theme; it needs 4.5:1")
+
+
+def test_words_that_step_back_after_they_could_be_read_pass():
+    def play_it(scene):
+        label = Label("leads, then recedes")
+        scene.add(label)
+        scene.hold(0.5)
+        scene.play(label.animate.set_opacity(0.4), run_time=0.3)
+        scene.hold(1.0)
+
+    assert rules(play_it) == []
+
+
+def test_the_ground_under_a_text_counts_for_its_contrast():
+    class Panel(Painting):
+        pass
+
+    def panel(scene):
+        return Panel(lambda p: p.box(-2, -1, 4, 2, fill=theme.TEXT), [("length", "numbers[0, 0]")])
+
+    found = rules(showing(panel, lambda s: Label("white on white")))
+    assert [rule for rule, _ in found] == ["contrast"]
+
+
+# -- reading ---------------------------------------------------------------------------------------------------------
+
+
+def test_captions_that_are_too_fast_or_stand_too_long_are_found():
+    def fast(scene):
+        scene.say("A caption of so many words that no one can read it.")
+        scene.captions[-1].end = scene.now
+        band, scene._band = scene._band, None
+        scene.remove(band)
+
+    found = rules(fast)
+    assert {rule for rule, _ in found} >= {"caption"}
+    assert any("characters a second" in message for _, message in found)
+    ((rule, message),) = rules(lambda scene: scene.hold(9))
+    assert (rule, message) == ("caption", "stands for 9.0 s; allowed are 1 to 7 s")
+
+
+def test_a_caption_over_the_cut_and_a_chapter_shorter_than_its_captions_are_found():
+    def play_it(scene):
+        scene.captions[-1].end = scene.now + 60
+
+    recording = recording_of(play_it)
+    recording.captions[-1].end = recording.seconds + 1
+    assert any("ends 1.00 s after its chapter" in found.message for found in check_recording(recording))
+    recording = recording_of(lambda scene: None)
+    recording.seconds = 0.5
+    assert "length" in {found.rule for found in check_recording(recording)}
+
+
+def test_a_chapter_that_says_nothing_is_found():
+    recording = recording_of(lambda scene: None)
+    recording.scene.captions.clear()
+    assert "says nothing" in {found.message for found in check_recording(recording)}
+
+
+@pytest.mark.parametrize(("seconds", "found"), [(84.9, True), (85, False), (120, False), (120.1, True)])
+def test_a_video_has_85_to_120_seconds(seconds, found):
+    assert bool(list(check_length("tiny", "x.py", seconds))) is found
+
+
+def test_an_error_of_the_scene_is_a_finding_with_its_line():
+    def play_it(scene):
+        scene.say("Still fine.")
+        raise ZeroDivisionError("as planned")
+
+    found = [one for one in check_recording(recording_of(play_it)) if one.rule == "plays"]
+    assert [(one.object, one.message) for one in found] == [("ZeroDivisionError", "as planned")]
+    assert found[0].line > 0
+
+
+# -- pixels ----------------------------------------------------------------------------------------------------------
+
+
+def blinking(hertz, *, share=1.0, seconds=2.0, dark=0.0, light=1.0):
+    """Return (T, 90, 160) luminance of an area that blinks on a dark ground."""
+    frames = int(seconds * FRAME_RATE)
+    picture = np.full((frames, 90, 160), dark, dtype=np.float32)
+    on = (np.arange(frames) * 2 * hertz / FRAME_RATE).astype(int) % 2 == 1
+    picture[on, :, : int(160 * share)] = light
+    return picture
+
+
+def test_more_than_three_flashes_a_second_are_found():
+    ((second, share),) = list(flashes(blinking(5, seconds=1.6), FRAME_RATE))
+    assert second <= 1
+    assert share == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(
+    "luminance",
+    [blinking(2.5), blinking(5, share=0.05), blinking(5, light=0.09), blinking(5, dark=0.85), blinking(1.25)],
+    ids=["two a second", "small", "weak", "bright", "one a second"],
+)
+def test_slow_small_weak_and_bright_changes_are_no_flashes(luminance):
+    assert list(flashes(luminance, FRAME_RATE)) == []
+
+
+def test_the_luminance_is_that_of_wcag():
+    frame = np.array([[[255, 255, 255], [0, 0, 0], [14, 17, 22]]], dtype=np.uint8)
+    white, black, ground = relative_luminance(frame)[0]
+    assert (white, black) == (pytest.approx(1), 0)
+    assert ground == pytest.approx(theme.luminance("#0E1116"), rel=1e-4)
+
+
+def looping(play_it):
+    class Round(TopicScene):
+        """Does it close?"""
+
+        core = CORE
+        takeaway = "Yes."
+
+        @loop
+        def around(self):
+            play_it(self)
+
+    return Round
+
+
+def there(scene):
+    grid = TensorGrid(scene.trace.numbers, cell=(1.2, 0.9), number=None, role="KEY")
+    scene.add(grid)
+    scene.hold(0.4)
+    scene.play(grid.animate.shift(2 * RIGHT + DOWN), run_time=0.4)
+    scene.hold(0.4)
+    return grid
+
+
+def there_and_back(scene):
+    scene.play(there(scene).animate.shift(-2 * RIGHT - DOWN), run_time=0.4)
+
+
+def test_a_loop_that_does_not_close_is_found():
+    open_one, closed = looping(there), looping(there_and_back)
+    assert [f.rule for f in check_pixels(open_one, "loop", record(open_one, "loop"))] == ["loop"]
+    assert list(check_pixels(closed, "loop", record(closed, "loop"))) == []
+
+
+def test_a_blinking_chapter_is_found():
+    class Blinking(TopicScene):
+        """Does it blink?"""
+
+        core = CORE
+        takeaway = "Yes."
+
+        @chapter("Blink")
+        def blink(self):
+            """A white field."""
+            for _ in range(8):
+                field = Painting(lambda p: p.box(-4, -3, 8, 6, fill="#FFFFFF"))
+                self.add(field)
+                self.hold(0.1)
+                self.remove(field)
+                self.hold(0.1)
+
+    found = list(check_pixels(Blinking, "blink", record(Blinking, "blink")))
+    assert [one.rule for one in found] == ["flashes"]
+
+
+def test_a_gif_with_other_colors_than_the_color_map_is_found(tmp_path):
+    from PIL import Image
+
+    from scripts.pipeline.checks.pixels import low_quality_frames
+
+    scene = looping(there_and_back)
+    frames, _ = low_quality_frames(scene, "loop", (640, 360))
+    for name, shift in (("true", 0), ("false", 3)):
+        pictures = [Image.fromarray(np.clip(frame.astype(int) + shift, 0, 255).astype(np.uint8)) for frame in frames]
+        first, *others = [picture.quantize(64) for picture in pictures]
+        first.save(tmp_path / f"{name}.gif", save_all=True, append_images=others, duration=1000 / FRAME_RATE, loop=0)
+    assert list(check_gif(scene, tmp_path / "true.gif", FRAME_RATE)) == []
+    (found,) = check_gif(scene, tmp_path / "false.gif", FRAME_RATE)
+    assert found.rule == "gif-color"
+
+
+# -- the command -----------------------------------------------------------------------------------------------------
+
+
+def test_the_command_prints_findings_as_lines_and_as_json_and_fails():
+    result = call("check", "tiny", "--quick", "--jobs", 1)
+    assert result.exit_code == 1  # the tiny topic lasts a few seconds
+    assert "video: lasts " in result.stdout
+    found = json.loads(call("check", "tiny", "--quick", "--jobs", 1, "--json").stdout)
+    assert [one["rule"] for one in found] == ["length"]
+    assert list(found[0]) == ["topic", "file", "line", "chapter", "seconds", "object", "rule", "message"]
+
+
+def test_a_topic_without_a_scene_is_refused():
+    result = call("check", "lora")
+    assert result.exit_code == 2
