@@ -29,10 +29,11 @@ PLATFORMS = {
     ),
     # Forem, which runs dev.to, in app/uploaders/base_uploader.rb: 25 MB, 500 frames, 4096 x 4096.
     "devto": Platform(width=800, max_bytes=25 * MB, max_frames=500),
-    # Medium's Help Center, "Using images": 25 MB; it wants 1400 px for a dense display, more than our masters have.
+    # Medium, as reported by its writers (its own page was not at hand): 25 MB; it wants 1400 px for a dense display,
+    # more than our masters have.
     "medium": Platform(width=1280, max_bytes=25 * MB),
-    # developers.notion.com, "Working with files and media": 5 MiB a file in a free workspace.
+    # Notion, as reported by its users (its own page was not at hand): 5 MB a file in a free workspace.
     "notion": Platform(width=720, max_bytes=5 * MB),
-    # LinkedIn's Images API: 36,152,320 pixels a frame, 250 frames of a GIF; LinkedIn Help: 5 MB for a photo of a post.
+    # LinkedIn, as reported (its own pages were not at hand): 250 frames of a GIF, 5 MB for a photo of a post.
     "linkedin": Platform(width=1200, max_bytes=5 * MB, max_frames=250),
 }
