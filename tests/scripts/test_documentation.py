@@ -20,7 +20,7 @@ def printed_commands() -> list[str]:
     for text in texts:
         inline = re.findall(r"`((?:llm-internals|scripts/run) [^`]+)`", text)
         lines = re.findall(r"^\s*((?:llm-internals|scripts/run) .+)$", text, flags=re.MULTILINE)
-        found += [re.split(r"\s+#|\s\|", command)[0] for command in inline + lines]
+        found += [re.split(r"\s+#|\s[|>]", command)[0] for command in inline + lines]
     return sorted(
         {command for command in found if "<" not in command and "…" not in command and "TOPIC" not in command}
     )
