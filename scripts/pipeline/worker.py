@@ -3,6 +3,7 @@
 Workers get and return plain data, so any `concurrent.futures` executor whose workers see the same folders will do.
 """
 
+import gc
 import importlib
 import json
 import os
@@ -146,6 +147,7 @@ def render_unit(job: UnitJob, fresh: bool) -> RenderedUnit:
     found = None if fresh else units.load_unit(job.key, trace)
     if found is not None:
         return found
+    gc.collect()  # Manim's scene, renderer and writer hold each other, and with them 200 MB of the last unit's encoder
     shutil.rmtree(job.aside, ignore_errors=True)
     job.aside.mkdir(parents=True)
     theme.use(job.theme)
@@ -157,7 +159,8 @@ def render_unit(job: UnitJob, fresh: bool) -> RenderedUnit:
         "disable_caching": True,
         "verbosity": "ERROR",
         "progress_bar": "none",
-        "media_dir": str(units.unit_folder() / ".manim"),
+        # Manim sets formulas through files here: two units that share a folder would take them from each other
+        "media_dir": str(job.aside.with_name(f"{job.aside.name}-manim")),
     }
     with tempconfig(settings):
         encoder = Encoder(job.aside / units.VIDEO, job.quality, lossless=job.lossless, encoder=job.encoder)

@@ -1,7 +1,9 @@
 """Real renders of small topics at 160 x 90."""
 
+import gc
 import json
 import sys
+import weakref
 from concurrent.futures import Executor
 from dataclasses import replace
 from pathlib import Path
@@ -12,8 +14,8 @@ import pytest
 from PIL import Image
 
 from scenes import series
-from scripts.pipeline import units
-from scripts.pipeline.encode import read_frames
+from scripts.pipeline import units, worker
+from scripts.pipeline.encode import Encoder, read_frames
 from scripts.pipeline.errors import WrongUse
 from scripts.pipeline.jobs import Request, TopicResult
 from scripts.pipeline.render import render
@@ -191,6 +193,30 @@ def test_a_render_prunes_to_the_limit_but_keeps_what_it_made(empty_cache, monkey
     again = one(tmp_path, formats=("gif",), settings=("seed=1",), make="gif")
     assert (other.rendered, again.reused) == (1, 1)
     assert len(list(units.unit_folder().iterdir())) == 1
+
+
+def test_a_worker_keeps_the_encoder_of_one_unit_at_most(empty_cache, monkeypatch, tmp_path):
+    made = []
+
+    class Watched(Encoder):
+        def __init__(self, *arguments, **options):
+            super().__init__(*arguments, **options)
+            made.append(weakref.ref(self))
+            held.append(sum(encoder() is not None for encoder in made))
+
+    held: list[int] = []
+    monkeypatch.setattr(worker, "Encoder", Watched)
+    gc.disable()  # by chance it would come in time
+    try:
+        one(tmp_path, formats=("mp4",))
+    finally:
+        gc.enable()
+    assert held == [1, 1, 1, 1]
+
+
+def test_a_render_leaves_nothing_but_units_in_the_cache(empty_cache, tmp_path):
+    one(tmp_path, formats=("gif",))
+    assert [path.name[:1] for path in units.unit_folder().iterdir() if path.name.startswith(".")] == []
 
 
 def test_formats_of_the_loop_need_no_chapter(empty_cache, tmp_path):
