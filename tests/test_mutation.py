@@ -1,0 +1,98 @@
+"""The mutants are what they should be, and the tool tells a test that notices from one that does not."""
+
+import pytest
+
+from tests.mutation import Target, core_target, mutants, prove
+
+TOY = '''
+"""Adds 1 + 1."""
+
+def check_size(n):
+    return n + 1
+
+class Config:
+    def size(self):
+        return 1 + 1
+
+def f(x: "3 + 4", mask=None):
+    """Return 5 + 6."""
+    if x < 0:
+        raise ValueError(f"x must be at least 0, got {x + 1}")
+    y: "7 + 8" = x * 2
+    return y
+'''
+
+
+def changes(body: str) -> set[str]:
+    return {mutant.after for mutant in mutants(f"def f(x, mask, scale):\n    return {body}\n")}
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        ("x + mask", {"x - mask"}),
+        ("-x", {"x"}),
+        ("x < mask", {"x <= mask"}),
+        ("x.sum(dim=0)", {"x.mean(dim=0)", "1"}),
+        ("x.amax(dim=-1)", {"x.amin(dim=-1)", "1", "2"}),
+        ("softmax(x, mask)", {"softmax(x)"}),
+        ("attend(x, is_causal=x)", {"attend(x)"}),
+        ("x * scale", {"x / scale", "x"}),
+        ("x.masked_fill(x, x)", {"x"}),
+        ("f'{x + 1}'", set()),
+    ],
+)
+def test_an_expression_has_its_wrong_versions(body, expected):
+    assert changes(body) == expected
+
+
+def test_only_formulas_are_broken_and_nothing_else_moves():
+    found = mutants(TOY)
+    assert [(m.line, m.before, m.after) for m in found] == [(15, "x * 2", "x / 2"), (15, "2", "3")]
+    assert found[0].source == TOY.replace("= x * 2", "= (x / 2)")
+
+
+def test_a_mutant_keeps_the_order_of_operations():
+    (mutant,) = [m for m in mutants("def f(a, b, c):\n    return a * b * c\n") if m.before == "a * b"]
+    assert mutant.source == "def f(a, b, c):\n    return (a / b) * c\n"
+
+
+@pytest.mark.parametrize(
+    ("body", "killed", "timeouts"),
+    [
+        ("assert toy_formula.double(3) == 6", 2, 0),
+        ("assert toy_formula.double(3) > 0", 0, 0),
+        ("while toy_formula.double(3) != 6: pass", 2, 2),
+    ],
+)
+def test_mutants_live_or_die_by_the_tests(tmp_path, monkeypatch, body, killed, timeouts):
+    formula, test = tmp_path / "toy_formula.py", tmp_path / "test_toy_formula.py"
+    formula.write_text("def double(x):\n    return x * 2\n")
+    test.write_text(f"import toy_formula\ndef test_double():\n    {body}\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr("tests.mutation.GRACE_SECONDS", 1)
+    result = prove(Target("toy_formula", formula, (str(test),)), most=25, seed=0)
+    assert (result.mutants, result.killed, result.timeouts) == (2, killed, timeouts)
+    assert len(result.survivors) == 2 - killed
+    assert formula.read_text() == "def double(x):\n    return x * 2\n"
+
+
+def test_tests_that_fail_anyway_prove_nothing(tmp_path):
+    formula, test = tmp_path / "toy_formula.py", tmp_path / "test_toy_formula.py"
+    formula.write_text("def double(x):\n    return x * 2\n")
+    test.write_text("def test_nothing():\n    assert False\n")
+    with pytest.raises(ValueError, match="the tests must pass before they can notice a mutant; they failed"):
+        prove(Target("toy_formula", formula, (str(test),)), most=25, seed=0)
+
+
+def test_rows_of_the_tables_count_as_tests(tmp_path):
+    formula, test = tmp_path / "toy_formula.py", tmp_path / "test_toy_formula.py"
+    formula.write_text("def double(x):\n    return x * 2\n")
+    test.write_text("def test_nothing():\n    pass\n")
+    with pytest.raises(ValueError, match="they failed"):
+        prove(Target("toy_formula", formula, (str(test),), lambda: False), most=25, seed=0)
+
+
+def test_an_unknown_module_is_refused_by_name():
+    with pytest.raises(ValueError, match="no internals_math/atention.py for module 'atention'"):
+        core_target("atention")
