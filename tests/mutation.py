@@ -27,6 +27,13 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 SLOW_SECONDS = 3.0  # tests that take longer than this (their fixtures included) are left out
+PRELOADED = (
+    "hypothesis.strategies",
+    "beartype",
+    "jaxtyping",
+    "scipy.stats",
+    "transformers.models.llama.modeling_llama",
+)
 GRACE_SECONDS = 10  # beyond three times the time of the untouched module, before a mutant counts as run away
 
 # Modules that are parts of a topic are tested in the topic's file.
@@ -235,10 +242,12 @@ def run(target: Target, source: str | None, seconds: dict[str, float], timeout: 
             finally:
                 os._exit(code)
         _, status, usage = os.wait4(child, 0)
-        stopped = os.WIFSIGNALED(status) and os.WTERMSIG(status) in (signal.SIGXCPU, signal.SIGALRM)
+        ended_by = os.WTERMSIG(status) if os.WIFSIGNALED(status) else None
+        if ended_by in (signal.SIGALRM, signal.SIGTERM, signal.SIGKILL, signal.SIGINT):  # not the mutant's doing
+            raise ValueError(f"{target.name}: a run was ended or held up from outside, which proves nothing")
         passed = os.WIFEXITED(status) and os.WEXITSTATUS(status) == 0
         return Run(
-            "timeout" if stopped else "passed" if passed else "failed",
+            "timeout" if ended_by == signal.SIGXCPU else "passed" if passed else "failed",
             usage.ru_utime + usage.ru_stime,
             json.loads(times.read_text()) if times.exists() else {},
         )
@@ -355,9 +364,9 @@ def main() -> None:
         targets = [core_target(module) for module in chosen.modules or _tested_modules()]
     except ValueError as error:
         parser.error(str(error))
-    with contextlib.suppress(ImportError):
-        importlib.import_module("scipy.stats")
-        importlib.import_module("transformers.models.llama.modeling_llama")
+    for name in PRELOADED:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
     results = []
     for target in targets:
         start = time.perf_counter()
