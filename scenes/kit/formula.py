@@ -1,11 +1,12 @@
 """Formulas set by Typst, whose symbols take the colors of the objects they stand for."""
 
+import tempfile
 from collections.abc import Iterable
 from typing import Any, Self
 
 import cairo
 import numpy as np
-from manim import MathTypst, VMobject, config
+from manim import MathTypst, VMobject, config, tempconfig
 
 from scenes.kit import theme
 from scenes.kit.painter import Painter
@@ -56,7 +57,9 @@ class Formula(FormulaPart):
         read = read_text(source, lone_digits=True)
         source, self.traced_parts = read.plain, read.parts
         # A formula out of Manim's cache of drawings would come back with other line widths.
-        typst = MathTypst(source, color=theme.TEXT, font_size=size * _FONT_SIZE_PER_UNIT, use_svg_cache=False)
+        # Manim sets it through files: in a folder of its own, no other process takes them away.
+        with tempfile.TemporaryDirectory() as folder, tempconfig({"tex_dir": folder}):
+            typst = MathTypst(source, color=theme.TEXT, font_size=size * _FONT_SIZE_PER_UNIT, use_svg_cache=False)
         signs = {id(sign): sign for sign in typst.family_members_with_points()}
         held = {label: _signs_of(typst, label) for label in typst._label_aliases if not label.startswith("_")}
         for label in roles:

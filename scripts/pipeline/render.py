@@ -141,6 +141,7 @@ class _Call:
         """Wait until nothing is under way."""
         while self.under_way:
             ended, _ = wait(self.under_way, timeout=LOOK_EVERY_SECONDS, return_when=FIRST_COMPLETED)
+            _heed_interrupt()
             for future in ended:
                 topic, then = self.under_way.pop(future)
                 if topic.ended:
@@ -230,6 +231,7 @@ class _ThisProcess(Executor):
     """Does each task at once, here: simple to debug, and the reference for what parallel workers must produce."""
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future:
+        _heed_interrupt()
         future: Future = Future()
         try:
             future.set_result(fn(*args, **kwargs))
@@ -238,19 +240,35 @@ class _ThisProcess(Executor):
         return future
 
 
+_interrupted = threading.Event()
+
+
+def _heed_interrupt() -> None:
+    """Interrupt now if the signal came where no exception gets through (a finalizer, a callback of a library)."""
+    if _interrupted.is_set():
+        raise KeyboardInterrupt
+
+
+def _interrupt(*_: Any) -> None:
+    _interrupted.set()
+    raise KeyboardInterrupt
+
+
 @contextlib.contextmanager
 def _terminate_as_interrupt() -> Iterator[None]:
-    """Let a polite `kill` end the work as Ctrl-C does."""
+    """Let Ctrl-C and a polite `kill` end the work alike, and be remembered until it has ended."""
+    _interrupted.clear()
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    names = [name for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    before = {name: signal.signal(getattr(signal, name), signal.default_int_handler) for name in names}
+    names = [name for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = {name: signal.signal(getattr(signal, name), _interrupt) for name in names}
     try:
         yield
     finally:
         for name, handler in before.items():
             signal.signal(getattr(signal, name), handler)
+        _interrupted.clear()
 
 
 def _outcome(future: Future) -> Any:

@@ -289,7 +289,7 @@ def test_ctrl_c_ends_all_processes_and_leaves_whole_files_only(tmp_path):
         # wait until a chapter is being drawn
         _wait_for(lambda: any(cache.glob("units/.part-*/video.mp4")), process)
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=20)
+        _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "Interrupted. Finished: nothing." in errors
     assert "Traceback" not in errors
@@ -306,14 +306,14 @@ def test_what_was_finished_before_ctrl_c_is_reused(tmp_path):
     with subprocess.Popen([*command, "-q", "m"], env=environment, stderr=subprocess.PIPE, text=True) as process:
         _wait_for(lambda: any(cache.glob("units/[!.]*/unit.json")), process)
         process.send_signal(signal.SIGTERM)  # as a polite kill does
-        process.communicate(timeout=20)
+        process.communicate(timeout=60)
     assert process.returncode == 130
     finished = len(list(cache.glob("units/[!.]*/unit.json")))
     done = subprocess.run([*command, "-q", "m", "--json"], env=environment, capture_output=True, text=True, check=True)
     assert json.loads(done.stdout)[0]["units_reused"] == finished
 
 
-def _wait_for(condition, process: subprocess.Popen | None = None, seconds: float = 60) -> None:
+def _wait_for(condition, process: subprocess.Popen | None = None, seconds: float = 120) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited too long"

@@ -191,7 +191,7 @@ def _cell_pixels(
         wide, high = (mark.right - mark.left) * unit, (mark.top - mark.bottom) * unit
         if mark.kind != BOX or mark.opacity < 0.999 or min(wide, high) < 5:
             continue
-        x, y = mark.left + 0.25 * (mark.right - mark.left), mark.top - 0.14 * (mark.top - mark.bottom) - 1 / unit
+        x, y = mark.left + 0.25 * (mark.right - mark.left), mark.top - 1.6 / unit  # the first whole pixel or the second
         margin = 2 / unit
         near = (over[:, 0] - margin <= x) & (x <= over[:, 2] + margin)
         near &= (over[:, 1] - margin <= y) & (y <= over[:, 3] + margin)

@@ -39,7 +39,7 @@ def test_logits_equal_those_of_llama_with_any_number_of_key_value_heads(groups, 
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", tiny_lm.committed_names())
+@pytest.mark.parametrize("name", [name for name in tiny_lm.committed_names() if name != "mla"])  # no Llama attention
 def test_committed_checkpoints_mean_the_same_in_llama(name):
     model = tiny_lm.load(name)
     llama = llama_of(model)

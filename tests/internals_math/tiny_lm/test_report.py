@@ -112,7 +112,7 @@ before = set(sys.modules)
 from internals_math.tiny_lm import checkpoints, datasets
 loaded = {name.split(".")[0] for name in set(sys.modules) - before}
 assert not loaded & {"transformers", "manim", "click", "rich"}, loaded
-assert checkpoints.load.cache_info().currsize == 0
+assert checkpoints._load.cache_info().currsize == 0
 assert datasets.held_out.cache_info().currsize == datasets.training_corpus.cache_info().currsize == 0
 """
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[3])
