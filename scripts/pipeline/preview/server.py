@@ -54,6 +54,7 @@ def serve(
     with socket.socket(socket.AF_INET) as listening:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind(("127.0.0.1", port))
+        listening.listen()  # from here on a page may call, though it is answered a little later
         asyncio.run(_serve(Studio(view, out, renders), listening, open_page, say))
 
 
