@@ -274,14 +274,14 @@ class Studio:
         self._tell()
 
     def _render_stale(self) -> None:
-        """Start as many renders as there is room for: the watched unit first, then those that follow it."""
+        """Start the renders that there is room for: the watched unit, which never waits, then those that follow it."""
         if self._asleep or self.error is not None or self.refused is not None:
             return
         names = list(self.units)
         first = names.index(self.view.unit) if self.view.unit in names else 0
         for name in names[first:] + names[:first]:
             unit = self.units[name]
-            if len(self._renders) >= self.renders:
+            if len(self._renders) >= self.renders and name != self.view.unit:
                 return
             if unit.state == STALE and unit.version is not None and name not in self._renders:
                 unit.state, unit.share = RENDERING, 0.0
