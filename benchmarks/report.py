@@ -66,7 +66,10 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     font = ImageFont.truetype(str(FOLDER / FILES["words", False]), 20)
     top = max([6.0, *(max(row["wall_ratio"], row["cpu_ratio"]) for row in rows)])
     unit = (width - left - 120) / top
-    draw.text((20, 20), "Stock Manim over ours: times less wall time, times less CPU", theme.TEXT, font)
+    draw.text((20, 20), "Stock Manim over ours:", theme.TEXT, font)
+    draw.text((240, 20), "times less wall time", theme.KEY, font)
+    draw.text((440, 20), "times less CPU", theme.VALUE, font)
+    draw.text((590, 20), "what we aim at", theme.SCORE, font)
     for k, row in enumerate(rows):
         y = 70 + step * k
         draw.text((20, y + 10), f"{row['content'].replace('_', ' ')}, {SIZES[row['quality']]}", theme.TEXT, font)

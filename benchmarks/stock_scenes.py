@@ -3,6 +3,8 @@
 Same sizes, colors, places and times as in kit_scenes.py, written as a Manim user writes them.
 """
 
+from collections.abc import Callable
+
 import cairo
 import numpy as np
 from manim import (
@@ -19,6 +21,7 @@ from manim import (
     RoundedRectangle,
     Scene,
     Text,
+    UpdateFromAlphaFunc,
     VGroup,
     VMobject,
     config,
@@ -59,6 +62,17 @@ def rate_of_the_new(t: float) -> float:
     return max(0.0, 2 * smooth(t) - 1)
 
 
+def glide(before: np.ndarray, after: np.ndarray) -> Callable[[VGroup, float], None]:
+    """Return a function that gives cells the colors of values on their way, as the kit does."""
+
+    def color(cells: VGroup, alpha: float) -> None:
+        values = (before + (after - before) * alpha).ravel()
+        for cell, value in zip(cells, values, strict=True):
+            cell.set_fill(theme.signed_color(value / 2))
+
+    return color
+
+
 class NumberGrids(Scene):
     def grid(self, values: np.ndarray, center: np.ndarray) -> tuple[VGroup, VGroup]:
         cells, texts = VGroup(), VGroup()
@@ -85,11 +99,12 @@ class NumberGrids(Scene):
                     self.play(*(group.animate.shift(step) for group in groups), run_time=numbers.MOVE_SECONDS)
             changes = []
             for (cells, texts), states, center in zip(pairs, numbers.GRIDS, centers, strict=True):
-                new_cells, new_texts = self.grid(states[part + 1], center)
+                _, new_texts = self.grid(states[part + 1], center)
                 changes += [
-                    cell.animate.set_fill(new.get_fill_color()) for cell, new in zip(cells, new_cells, strict=True)
+                    UpdateFromAlphaFunc(cells, glide(states[part], states[part + 1])),
+                    FadeOut(texts, rate_func=rate_of_the_old),
+                    FadeIn(new_texts, rate_func=rate_of_the_new),
                 ]
-                changes += [FadeOut(texts, rate_func=rate_of_the_old), FadeIn(new_texts, rate_func=rate_of_the_new)]
             self.play(*changes, run_time=numbers.MOVE_SECONDS)
 
 

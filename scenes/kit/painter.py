@@ -4,6 +4,7 @@ import math
 from collections.abc import Hashable, Iterable, Sequence
 
 import cairo
+import numpy as np
 
 from scenes.kit import stamps, theme
 from scenes.kit.stamps import STEPS, Draw
@@ -80,8 +81,8 @@ class Painter:
             return
         context = self.context
         context.new_path()
-        for point in points:
-            context.line_to(float(point[0]), float(point[1]))
+        for point in points.tolist() if isinstance(points, np.ndarray) else points:
+            context.line_to(point[0], point[1])
         if closed:
             context.close_path()
         context.set_line_join(cairo.LINE_JOIN_ROUND)

@@ -5,7 +5,7 @@ theme that `use` chose. Lengths are in units of a frame 8 units high; text sizes
 """
 
 import os
-from functools import cache
+from functools import cache, lru_cache
 from types import MappingProxyType
 
 from manim import config
@@ -130,6 +130,7 @@ def _rgb(color: str) -> tuple[float, float, float]:
     return tuple(int(color[k : k + 2], 16) / 255 for k in (1, 3, 5))  # type: ignore[return-value]
 
 
+@lru_cache(4096)
 def hex_color(channels: tuple[float, float, float]) -> str:
     """Return `#RRGGBB` for three channels in 0..1."""
     return "#" + "".join(f"{round(max(0.0, min(1.0, c)) * 255):02X}" for c in channels)
