@@ -19,7 +19,7 @@ from scripts.pipeline.quality import ENCODERS, Quality
 # Chosen by measurement against x264's defaults (`benchmarks/encoder.py`): their size and SSIM for half the CPU time.
 # Flat pictures lose most in their colors, so chroma gets the bits; a finer search for motion, trellis and a choice of
 # B-frames cost time and win nothing on them.
-VIDEO_OPTIONS = {"crf": "23", "preset": "fast", "subq": "1", "rc-lookahead": "20"}
+VIDEO_OPTIONS = {"crf": "23.5", "preset": "fast", "subq": "1", "rc-lookahead": "20"}
 PARAMETERS = "chroma-qp-offset=-8:b-adapt=0:ref=1:trellis=0:me=dia"
 LOSSLESS_OPTIONS = {"crf": "0", "preset": "veryfast"}
 HARDWARE_OPTIONS = {
