@@ -85,6 +85,8 @@ def plan_topic(topic: Topic, request: Request, run: str) -> TopicPlan:
     trace = trace_store.get(scene.core, config)
     provenance = trace_store.provenance(scene.core)
     made_with = json.dumps(provenance)
+    trace_file = str(trace_store.stored_file(scene.core, config))
+    place = (scene.__module__, scene.__name__)
     quality = request.quality
     jobs = []
     for name in names:
@@ -94,8 +96,6 @@ def plan_topic(topic: Topic, request: Request, run: str) -> TopicPlan:
             encoder = request.encoder
             how: dict[str, Any] = {"encoder": encoder, "captions": request.captions}
             key = units.unit_key(topic, made_with, name, theme_name, size, lossless=lossless, **how)
-            trace_file = str(trace_store.stored_file(scene.core, config))
-            place = (scene.__module__, scene.__name__)
             jobs.append(UnitJob(topic.slug, *place, name, theme_name, size, lossless, trace_file, key, run, **how))
     return TopicPlan(
         topic=topic,
@@ -159,7 +159,7 @@ def render_unit(job: UnitJob, fresh: bool) -> RenderedUnit:
         "disable_caching": True,
         "verbosity": "ERROR",
         "progress_bar": "none",
-        # Manim sets formulas through files here: two units that share a folder would take them from each other
+        # swept with what else this call leaves half-done
         "media_dir": str(job.aside.with_name(f"{job.aside.name}-manim")),
     }
     with tempconfig(settings):
