@@ -245,6 +245,14 @@ def test_the_bars_and_arrows_of_the_trace_belong_together(trace):
     gaps = trace.implied_rewards[single] - trace.gold_rewards[single]
     torch.testing.assert_close(gaps, gaps[:1].expand(8), atol=1e-5, rtol=0)
     assert torch.isnan(trace.gold_rewards[-1])
+    task = preference_task.make_preference_task(tiny_lm.load("base"))
+    with torch.no_grad():
+        reference = preference_task.answer_log_probs(tiny_lm.load("base"), task).double().exp()[0]
+    mean = float((reference * task.gold_rewards[0]).sum())  # of prompt 0, over all answers
+    torch.testing.assert_close(trace.implied_rewards[single] + mean, trace.gold_rewards[single], atol=1e-5, rtol=0)
+    best_and_worst = trace.gold_rewards[[-3, -2]]
+    assert best_and_worst.tolist() == [2, -2]
+    torch.testing.assert_close(trace.lifted_rewards - trace.floors[:, None], best_and_worst.expand(17, 2))
     assert trace.answer_tokens[-1] == "all others"
     torch.testing.assert_close(
         trace.lifted_rewards.diff(dim=1)[:, 0], torch.full((17,), -trace.lifted_gap, dtype=torch.float64)
