@@ -1,0 +1,293 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from internals_math.distributions import kl_divergence
+from internals_math.dpo import expected_reward
+from internals_math.rlhf import (
+    AdaptiveKLController,
+    adaptive_kl_update,
+    bayes_accuracy,
+    best_of_n_kl_bound,
+    best_of_n_policy,
+    goodhart_curve,
+    kl_shaped_rewards,
+    normalize_reward_bias,
+    optimal_policy,
+    pairwise_reward_loss,
+    ranking_pairs,
+    ranking_reward_loss,
+    reinforce_loss,
+    reward_accuracy,
+    rlhf_objective,
+    sft_loss,
+)
+from tests.oracles import randn
+
+betas = st.floats(0.05, 2)
+seeds = st.integers(0, 100)
+BETAS = torch.logspace(1, -2, 25, dtype=torch.float64)
+
+
+def some_probs(*shape, seed=0):
+    return torch.softmax(2 * randn(*shape, seed=seed), dim=-1)
+
+
+def tied_rewards(*shape, seed=0):
+    return randn(*shape, seed=seed).round()
+
+
+# -- imitate -----------------------------------------------------------------------------------------------------------
+
+
+def test_every_response_token_counts_the_same_whatever_row_it_stands_in():
+    logits, labels = randn(2, 5, 7, seed=0), torch.randint(7, (2, 5), generator=torch.Generator().manual_seed(1))
+    mask = torch.tensor([[False, False, False, False, True], [False, False, True, True, True]])
+    alone = [sft_loss(logits[[row]], labels[[row]], mask[[row]]) for row in (0, 1)]
+    torch.testing.assert_close(sft_loss(logits, labels, mask), (alone[0] + 3 * alone[1]) / 4)
+
+
+def test_a_response_that_starts_the_text_or_is_missing_is_refused():
+    logits, labels = torch.zeros(1, 3, 4), torch.zeros(1, 3, dtype=torch.long)
+    with pytest.raises(ValueError, match="mask must be False at position 0"):
+        sft_loss(logits, labels, torch.tensor([[True, True, True]]))
+    with pytest.raises(ValueError, match=r"an empty mask in rows \[0\]"):
+        sft_loss(logits, labels, torch.tensor([[False, False, False]]))
+
+
+# -- fit a reward ------------------------------------------------------------------------------------------------------
+
+
+@given(seeds, st.floats(-50, 50))
+def test_the_level_of_all_rewards_does_not_change_the_loss(seed, constant):
+    rewards = randn(4, 5, seed=seed)
+    torch.testing.assert_close(ranking_reward_loss(rewards + constant), ranking_reward_loss(rewards))
+
+
+def test_equal_rewards_cost_log_2_and_a_reversed_ranking_costs_more_than_a_right_one():
+    log_2 = torch.tensor(math.log(2), dtype=torch.float64)
+    torch.testing.assert_close(ranking_reward_loss(torch.ones(3, 4, dtype=torch.float64)), log_2)
+    right = torch.tensor([[2.0, 1.0, 0.0]], dtype=torch.float64)
+    assert ranking_reward_loss(right) < log_2 < ranking_reward_loss(right.flip(1))
+
+
+@given(seeds)
+def test_a_ranking_of_two_is_a_pair(seed):
+    rewards = randn(6, 2, seed=seed)
+    torch.testing.assert_close(ranking_reward_loss(rewards), pairwise_reward_loss(rewards[:, 0], rewards[:, 1]))
+
+
+def test_ranked_pairs_put_the_better_answer_first_and_meet_every_pair_once():
+    better, worse = ranking_pairs(5)
+    assert (better < worse).all()
+    assert len(set(zip(better.tolist(), worse.tolist(), strict=True))) == 10
+
+
+def test_accuracy_counts_right_orders_and_half_of_the_ties():
+    one, other = torch.tensor([1.0, 0.0, 2.0, 3.0]), torch.tensor([0.0, 1.0, 2.0, 0.0])
+    assert reward_accuracy(one, other, torch.tensor([1, 0, 1, 0])) == 2.5 / 4
+    assert reward_accuracy(one[:2], other[:2], torch.tensor([1, 0])) == 1
+    assert reward_accuracy(one[:2], other[:2], torch.tensor([0, 1])) == 0
+
+
+@given(seeds)
+def test_no_reward_predicts_noisy_labels_better_than_the_true_one(seed):
+    gold_1, gold_2 = randn(20_000, seed=seed), randn(20_000, seed=seed + 1000)
+    coin = torch.rand(20_000, generator=torch.Generator().manual_seed(seed + 3000), dtype=torch.float64)
+    labels = (coin < torch.sigmoid(gold_1 - gold_2)).long()
+    ceiling = bayes_accuracy(gold_1, gold_2)
+    assert 0.5 <= ceiling <= 1
+    standard_error = 0.5 / math.sqrt(20_000)
+    assert abs(reward_accuracy(gold_1, gold_2, labels) - ceiling) < 4 * standard_error
+    wrong = gold_1 + 2 * randn(20_000, seed=seed + 2000)
+    assert reward_accuracy(wrong, gold_2, labels) < ceiling
+
+
+def test_certain_labels_have_a_ceiling_of_one_and_coin_flips_of_one_half():
+    far, level = torch.tensor([100.0, -100.0]), torch.zeros(2)
+    assert bayes_accuracy(far, level) == 1
+    assert bayes_accuracy(level, level) == 0.5
+
+
+def test_demonstrations_get_a_mean_reward_of_zero_and_differences_stay():
+    rewards, demonstrations = randn(3, 4, seed=1), randn(6, seed=2) + 5
+    shifted, bias = normalize_reward_bias(rewards, demonstrations)
+    assert bias == pytest.approx(float(demonstrations.mean()))
+    torch.testing.assert_close(shifted + bias, rewards)
+    assert float(normalize_reward_bias(demonstrations, demonstrations)[0].mean()) == pytest.approx(0, abs=1e-12)
+
+
+# -- the leash ---------------------------------------------------------------------------------------------------------
+
+
+@given(seeds, st.floats(0, 2))
+def test_token_rewards_add_up_to_the_score_less_the_toll(seed, beta):
+    scores, policy, reference = randn(3, seed=seed), randn(3, 6, seed=seed + 1), randn(3, 6, seed=seed + 2)
+    mask = torch.tensor(
+        [
+            [False, True, True, False, False, False],
+            [False, False, False, True, True, True],
+            [True, False, True, False, False, False],
+        ]
+    )
+    policy[~mask] = torch.inf  # what stands outside a response must not matter
+    rewards = kl_shaped_rewards(scores, policy, reference, mask, beta)
+    assert (rewards[~mask] == 0).all()
+    ratio = (policy - reference).where(mask, 0.0)
+    torch.testing.assert_close(rewards.sum(dim=1), scores - beta * ratio.sum(dim=1))
+    last = torch.tensor([2, 5, 2])
+    rows = torch.arange(3)
+    torch.testing.assert_close(rewards[rows, last], scores - beta * ratio[rows, last])
+
+
+@given(seeds, betas)
+def test_the_best_policy_is_worth_beta_log_z_and_nothing_is_worth_more(seed, beta):
+    reference, rewards = some_probs(3, 8, seed=seed), randn(3, 8, seed=seed + 1)
+    best, log_partition = optimal_policy(reference, rewards, beta)
+    value = rlhf_objective(best, reference, rewards, beta)
+    torch.testing.assert_close(value, beta * log_partition)
+    for other in (reference, some_probs(3, 8, seed=seed + 2), 0.99 * best + 0.01 * reference):
+        assert (rlhf_objective(other, reference, rewards, beta) <= value + 1e-12).all()
+
+
+def test_without_a_toll_only_the_reward_counts_even_at_infinite_divergence():
+    policy, reference = torch.tensor([0.25, 0.75]), torch.tensor([1.0, 0.0])
+    assert float(rlhf_objective(policy, reference, torch.tensor([1.0, 2.0]), 0.0)) == 1.75
+    assert float(rlhf_objective(policy, reference, torch.tensor([1.0, 2.0]), 0.1)) == -math.inf
+
+
+@given(seeds, betas, st.floats(0.1, 10))
+def test_scaling_the_reward_and_its_price_together_changes_nothing(seed, beta, factor):
+    reference, rewards = some_probs(8, seed=seed), randn(8, seed=seed + 1)
+    scaled = optimal_policy(reference, factor * rewards, factor * beta)[0]
+    torch.testing.assert_close(scaled, optimal_policy(reference, rewards, beta)[0])
+
+
+def test_the_estimate_pushes_answers_above_the_mean_up_and_none_if_all_returns_are_equal():
+    logps = torch.zeros(3, dtype=torch.float64, requires_grad=True)
+    loss = reinforce_loss(logps, torch.tensor([1.0, 2.0, 6.0], dtype=torch.float64))
+    (gradient,) = torch.autograd.grad(loss, logps)
+    torch.testing.assert_close(-gradient, torch.tensor([-2.0, -1.0, 3.0], dtype=torch.float64) / 3)
+    (gradient,) = torch.autograd.grad(reinforce_loss(logps, torch.full((3,), 7.0, dtype=torch.float64)), logps)
+    assert (gradient == 0).all()
+
+
+def test_returns_are_constants_for_the_gradient():
+    logps = randn(4, seed=0).requires_grad_()
+    (gradient,) = torch.autograd.grad(reinforce_loss(logps, 2 * logps), logps)
+    torch.testing.assert_close(gradient, -2 * (logps - logps.mean()).detach() / 4)
+
+
+@given(st.floats(0.01, 2), st.floats(0, 50), st.floats(0.1, 10), st.integers(1, 500), st.integers(500, 20_000))
+def test_beta_follows_the_divergence_within_its_clip(beta, kl, target, n_steps, horizon):
+    new = adaptive_kl_update(beta, kl, target, n_steps, horizon)
+    share = n_steps / horizon
+    assert 1 - 0.2 * share - 1e-12 <= new / beta <= 1 + 0.2 * share + 1e-12
+    assert (new - beta) * (kl - target) >= -1e-12
+    assert adaptive_kl_update(beta, target, target, n_steps, horizon) == beta
+    slightly = adaptive_kl_update(beta, 1.1 * target, target, n_steps, horizon)
+    assert slightly == pytest.approx(beta * (1 + 0.1 * share))
+
+
+def test_a_controller_carries_its_beta_from_batch_to_batch():
+    controller = AdaptiveKLController(0.2, target=6.0, horizon=1000)
+    assert controller.update(9.0, 100) == pytest.approx(0.2 * 1.02)
+    assert controller.update(0.0, 100) == pytest.approx(0.2 * 1.02 * 0.98)
+    assert controller.beta == pytest.approx(0.2 * 1.02 * 0.98)
+
+
+# -- too much of a good thing ------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=30)
+@given(seeds, st.integers(1, 40))
+def test_the_best_of_n_gains_reward_within_the_bound_of_its_divergence(seed, n):
+    reference, rewards = some_probs(3, 9, seed=seed), tied_rewards(3, 9, seed=seed + 1)
+    policy, more = (best_of_n_policy(reference, rewards, count) for count in (n, n + 1))
+    torch.testing.assert_close(policy.sum(dim=-1), torch.ones(3, dtype=torch.float64))
+    assert (expected_reward(more, rewards) >= expected_reward(policy, rewards) - 1e-12).all()
+    assert (kl_divergence(policy, reference) <= best_of_n_kl_bound(n) + 1e-12).all()
+
+
+@given(seeds)
+def test_the_best_of_one_is_the_reference_and_ties_keep_its_shares(seed):
+    reference, rewards = some_probs(9, seed=seed), tied_rewards(9, seed=seed + 1)
+    torch.testing.assert_close(best_of_n_policy(reference, rewards, 1), reference)
+    ratio = best_of_n_policy(reference, rewards, 5) / reference
+    for value in rewards.unique():
+        tied = ratio[rewards == value]
+        torch.testing.assert_close(tied, tied[:1].expand_as(tied))
+
+
+def test_many_rare_answers_reach_the_bound_and_a_sure_answer_cannot_differ():
+    uniform = torch.full((4000,), 1 / 4000, dtype=torch.float64)
+    policy = best_of_n_policy(uniform, torch.arange(4000, dtype=torch.float64), 4)
+    assert float(kl_divergence(policy, uniform)) == pytest.approx(best_of_n_kl_bound(4), abs=1e-3)
+    sure = torch.tensor([1.0, 0.0])
+    assert best_of_n_policy(sure, torch.tensor([0.0, 1.0]), 8).tolist() == [1, 0]
+    assert best_of_n_kl_bound(1) == 0
+
+
+@settings(max_examples=20)
+@given(seeds)
+def test_a_smaller_beta_goes_further_and_raises_the_proxy(seed):
+    reference, proxy, gold = some_probs(3, 9, seed=seed), randn(3, 9, seed=seed + 1), randn(3, 9, seed=seed + 2)
+    curve = goodhart_curve(reference, proxy, gold, BETAS)
+    assert (curve.kl.diff() >= -1e-12).all()
+    assert (curve.proxy.diff() >= -1e-12).all()
+    true = goodhart_curve(reference, gold, gold, BETAS)
+    torch.testing.assert_close(true.proxy, true.gold)
+    middle = optimal_policy(reference, proxy, float(BETAS[12]))[0]
+    torch.testing.assert_close(curve.gold[12], (middle * gold).sum(dim=1).mean())
+    torch.testing.assert_close(curve.kl[12], kl_divergence(middle, reference).mean())
+
+
+def test_a_proxy_that_contradicts_the_truth_lowers_it():
+    reference, gold = some_probs(9, seed=1), randn(9, seed=2)
+    curve = goodhart_curve(reference, -gold, gold, BETAS)
+    assert (curve.gold.diff() <= 1e-12).all()
+
+
+# -- refused -----------------------------------------------------------------------------------------------------------
+
+PAIR = torch.tensor([0.5, 0.5])
+TWO = torch.zeros(2)
+LOGPS = torch.zeros(2, 3)
+ALL = torch.ones(2, 3, dtype=torch.bool)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: pairwise_reward_loss(TWO, torch.zeros(3)), r"must have one shape .* got \(2,\) and \(3,\)"),
+        (lambda: pairwise_reward_loss(torch.zeros(0), torch.zeros(0)), "at least one entry"),
+        (lambda: ranking_reward_loss(torch.zeros(2, 1)), "a ranking needs at least 2 answers, got 1"),
+        (lambda: reward_accuracy(TWO, TWO, torch.tensor([1, 2])), r"labels must be 1 .* or 0, got \[1, 2\]"),
+        (lambda: reward_accuracy(TWO, TWO, torch.tensor([1])), r"rewards and labels must have one shape"),
+        (lambda: bayes_accuracy(TWO, torch.zeros(3)), "gold_1 and gold_2 must have one shape"),
+        (lambda: normalize_reward_bias(TWO, torch.zeros(0)), "needs at least one demonstration"),
+        (lambda: kl_shaped_rewards(TWO, LOGPS, LOGPS, ALL, -0.1), "beta must be >= 0, got -0.1"),
+        (lambda: kl_shaped_rewards(TWO, LOGPS, LOGPS, ~ALL, 0.1), r"an empty mask in rows \[0, 1\]"),
+        (lambda: kl_shaped_rewards(TWO, LOGPS, LOGPS[:, :2], ALL, 0.1), "must fit"),
+        (lambda: kl_shaped_rewards(torch.zeros(3), LOGPS, LOGPS, ALL, 0.1), "must fit"),
+        (lambda: reinforce_loss(TWO, torch.zeros(3)), "logps and returns must have one shape"),
+        (lambda: rlhf_objective(PAIR, PAIR, TWO, -1.0), "beta must be >= 0, got -1.0"),
+        (lambda: rlhf_objective(PAIR, PAIR, TWO, math.nan), "beta must be >= 0, got nan"),
+        (lambda: rlhf_objective(2 * PAIR, PAIR, TWO, 1.0), "policy_probs must sum to 1 over the last axis, got 2"),
+        (lambda: rlhf_objective(PAIR, 2 * PAIR, TWO, 1.0), "reference_probs must sum to 1 over the last axis, got 2"),
+        (lambda: best_of_n_policy(PAIR, TWO, 0), "n must be at least 1 answer, got 0"),
+        (lambda: best_of_n_policy(2 * PAIR, TWO, 2), "reference_probs must sum to 1 over the last axis, got 2"),
+        (lambda: best_of_n_kl_bound(0), "n must be at least 1 answer, got 0"),
+        (lambda: goodhart_curve(PAIR, TWO, TWO, torch.zeros(1)), "beta must be > 0, got 0.0"),
+        (lambda: adaptive_kl_update(0.1, 1.0, 0.0, 1, 10), "target must be > 0 nats, got 0.0"),
+        (lambda: adaptive_kl_update(0.1, 1.0, 1.0, 0, 10), "n_steps and horizon must be at least 1, got 0 and 10"),
+        (lambda: AdaptiveKLController(0.1, 1.0, 0), "n_steps and horizon must be at least 1, got 1 and 0"),
+        (lambda: AdaptiveKLController(-0.1, 1.0, 10), "beta must be >= 0, got -0.1"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(plain_python, call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
