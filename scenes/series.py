@@ -156,6 +156,7 @@ TOPICS = (
         "PPO (Proximal Policy Optimization)",
         "KL divergence, clipped objectives, and why policy updates need trust regions.",
         "Alignment and reasoning",
+        CORE,
     ),
     Topic(
         "dpo",
