@@ -41,6 +41,8 @@ TESTED_IN = {
     "attention_experiment": "attention",
     "attention_patterns": "attention",
     "flash_attention_io": "flash_attention",
+    "gpt_pretraining_experiment": "gpt_pretraining",
+    "gpt_pretraining_topic": "gpt_pretraining",
     "normal_float": "quantization",
     "paged_blocks": "paged_attention",
     "paged_serving": "paged_attention",

@@ -1,3 +1,5 @@
+import dataclasses
+import itertools
 import math
 
 import pytest
@@ -6,19 +8,47 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers.loss.loss_utils import ForCausalLMLoss
 
-from internals_math import tiny_lm
-from internals_math.gpt_pretraining import (
+from internals_math import gpt_pretraining_experiment as experiment
+from internals_math import gpt_pretraining_topic, tiny_lm, trace_store
+from internals_math.distributions import entropy, kl_divergence
+from internals_math.gpt_pretraining import sample_token, target_surprisal
+from internals_math.gpt_pretraining_topic import (
+    LEVELS,
+    Config,
     bits_per_token,
+    causal_attention,
+    causal_jacobian,
+    causal_mask,
+    gpt_parameter_count,
+    loss_gradient,
     next_token_loss,
+    ngram_entropy,
     perplexity,
+    prefix_logits,
     sample,
-    sample_token,
     sequence_log_prob,
     shift_for_next_token,
-    target_surprisal,
     token_surprisal,
     training_flops,
+    unigram_distribution,
 )
+from tests.oracles import randn
+
+seeds = st.integers(0, 50)
+
+
+@pytest.fixture(scope="module")
+def base():
+    return tiny_lm.load("base")
+
+
+@pytest.fixture(scope="module")
+def trace():
+    return trace_store.get(gpt_pretraining_topic)
+
+
+def story_ids(length=None, index=0):
+    return torch.tensor(tiny_lm.encode(tiny_lm.story(index))[:length])
 
 
 def logits_and_labels(seed=0):
@@ -107,6 +137,133 @@ def test_equally_likely_words_have_a_perplexity_of_their_number():
     assert bits_per_token(float(surprise.mean())) == pytest.approx(3, rel=1e-5)
 
 
+# -- the gradient ------------------------------------------------------------------------------------------------------
+
+
+@given(seeds, st.booleans())
+def test_the_closed_form_of_the_gradient_is_that_of_autograd(seed, ignore):
+    logits, ids = logits_and_labels(seed)
+    if ignore:
+        ids[0, 2:4] = -100
+    logits.requires_grad_()
+    next_token_loss(logits, ids).backward()
+    gradient = loss_gradient(logits.detach(), ids)
+    torch.testing.assert_close(gradient, logits.grad, atol=1e-10, rtol=0)
+    assert (gradient[:, -1] == 0).all()
+    torch.testing.assert_close(gradient.sum(dim=-1), torch.zeros(3, 6, dtype=torch.float64), atol=1e-12, rtol=0)
+
+
+def test_the_right_word_is_pulled_by_what_it_lacks_and_every_other_pushed_by_its_share():
+    logits, ids = randn(2, 5, seed=1), torch.tensor([0, 3])
+    probs = logits[0].softmax(dim=-1)
+    expected = probs.clone()
+    expected[3] = -(1 - probs[3])
+    torch.testing.assert_close(loss_gradient(logits, ids)[0], expected)
+
+
+# -- one pass, many questions ------------------------------------------------------------------------------------------
+
+
+@given(seeds, st.integers(2, 9))
+def test_masking_equals_a_softmax_over_the_words_so_far(seed, length):
+    query, key, value = (randn(2, length, 4, seed=seed + k) for k in range(3))
+    output, weights, scores = causal_attention(query, key, value)
+    for row in range(length):
+        alone = (query[:, row : row + 1] @ key[:, : row + 1].transpose(1, 2) / 2).softmax(dim=-1)
+        torch.testing.assert_close(weights[:, row : row + 1, : row + 1], alone)
+        torch.testing.assert_close(output[:, row : row + 1], alone @ value[:, : row + 1])
+    torch.testing.assert_close(scores, query @ key.transpose(1, 2) / 2)
+    assert (weights.triu(1) == 0).all()
+    assert (weights[:, 0, 0] == 1).all()
+    torch.testing.assert_close(weights.sum(dim=-1), torch.ones(2, length, dtype=torch.float64))
+
+
+def test_without_the_mask_every_word_looks_at_the_future():
+    query, key, value = (randn(6, 4, seed=k) for k in range(3))
+    output, weights, _ = causal_attention(query, key, value, causal=False)
+    assert (weights > 0).all()
+    torch.testing.assert_close(weights.sum(dim=-1), torch.ones(6, dtype=torch.float64))
+    torch.testing.assert_close(output, weights @ value)
+
+
+def test_one_pass_says_what_a_pass_over_each_prefix_says(base):
+    ids = story_ids(12)
+    torch.testing.assert_close(base(ids[None])[0], prefix_logits(base, ids), atol=1e-5, rtol=0)
+    exact = tiny_lm.copy_of(base).double()
+    torch.testing.assert_close(exact(ids[None])[0].detach(), prefix_logits(exact, ids), atol=1e-10, rtol=0)
+    everything = torch.ones(12, 12, dtype=torch.bool)
+    assert (base(ids[None], mask=everything)[0] - prefix_logits(base, ids)).abs().max() > 1
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("place", [0, 4, 9])
+def test_a_changed_word_never_changes_what_was_said_before_it(base, place):
+    ids = story_ids(10)
+    changed = ids.clone()
+    changed[place] = (ids[place] + 1) % tiny_lm.VOCAB_SIZE
+    before, after = base(ids[None])[0], base(changed[None])[0]
+    assert torch.equal(before[:place], after[:place])
+    assert not torch.equal(before[place], after[place])
+
+
+def test_the_jacobian_of_a_linear_map_is_its_own_size():
+    mix, words = randn(5, 5, seed=1), randn(3, 7, seed=2)
+    jacobian = causal_jacobian(lambda x: mix @ x @ words, randn(5, 3, seed=3))
+    torch.testing.assert_close(jacobian, mix.abs() * words.norm())
+
+
+def test_the_jacobian_of_the_model_is_zero_above_the_diagonal_to_the_bit(base):
+    jacobian = experiment.embedding_jacobian(base, story_ids(7))
+    assert (jacobian.triu(1) == 0).all()
+    assert (jacobian.tril() + torch.eye(7).triu(1) > 0).sum() == 7 * 8 / 2
+    nudge, place = torch.zeros(7, 32, dtype=torch.float64), 2
+    nudge[place, 5] = 1e-6
+    exact = tiny_lm.copy_of(base).double()
+    embeddings = exact.model.embed_tokens(story_ids(7)).detach()
+    moved = (exact(inputs_embeds=(embeddings + nudge)[None]) - exact(inputs_embeds=embeddings[None]))[0].norm(dim=-1)
+    assert (moved.detach() / 1e-6 <= jacobian[:, place] * 1.01).all()  # one direction moves no more than all
+
+
+# -- counting words ----------------------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.integers(0, 3), min_size=12, max_size=60), st.integers(1, 3))
+def test_more_context_never_makes_a_counted_text_more_surprising(stream, order):
+    words = torch.tensor(stream)
+    predicted = torch.arange(len(stream)) >= order  # the same tokens for both
+    less, more = (ngram_entropy(words, n, 4, predicted=predicted) for n in (order, order + 1))
+    assert more <= less + 1e-12
+    assert less <= math.log(4) + 1e-12
+
+
+@pytest.mark.parametrize("period", [1, 2, 3])
+def test_a_text_that_repeats_itself_surprises_nobody_who_sees_one_period(period):
+    stream = torch.tensor([0, 1, 1][:period] * 20)
+    assert ngram_entropy(stream, period + 1, 2) == 0
+    assert period == 1 or ngram_entropy(stream, period - 1, 2) > 0.4
+
+
+def test_pairs_are_counted_in_their_order():
+    stream = torch.tensor([0, 1, 0, 2, 0, 1, 0, 2, 0])  # after 0 come 1 and 2 in turn, after them always 0
+    assert ngram_entropy(stream, 2, 3) == pytest.approx(math.log(2) / 2)
+    predicted = torch.tensor([False, True] * 4 + [False])
+    assert ngram_entropy(stream, 2, 3, predicted=predicted) == pytest.approx(math.log(2))
+    assert ngram_entropy(stream, 1, 3, predicted=~predicted) == 0
+    shares = torch.tensor([5 / 9, 2 / 9, 2 / 9, 0], dtype=torch.float64)
+    torch.testing.assert_close(unigram_distribution(stream, 4), shares)
+    assert ngram_entropy(stream, 1, 3) == pytest.approx(float(entropy(shares)))
+
+
+@given(seeds)
+def test_no_model_is_less_surprised_on_average_than_the_truth_itself(seed):
+    truth, model = (randn(4, 9, seed=seed + k).softmax(dim=-1) for k in (0, 1))
+    # the mean loss over all next words, weighted by the truth, is entropy plus KL
+    losses = torch.stack([target_surprisal(model.log(), torch.full((4,), word)) for word in range(9)], dim=-1)
+    cross = (truth * losses).sum(dim=-1)
+    torch.testing.assert_close(cross - entropy(truth), kl_divergence(truth, model))
+    assert (cross >= entropy(truth)).all()
+
+
 # -- writing -----------------------------------------------------------------------------------------------------------
 
 
@@ -168,8 +325,224 @@ def test_six_flops_for_each_weight_and_token():
         (lambda: next_token_loss(torch.zeros(1, 2, 3), torch.tensor([[0, -1]])), r"got \[-1\]"),
         (lambda: perplexity(-0.1), "a loss must be at least 0 nats per token, got -0.1"),
         (lambda: training_flops(-1, 5), "must be at least 0, got -1 and 5"),
+        (lambda: loss_gradient(torch.zeros(1, 3), torch.tensor([0])), "at least 2 positions, got 1"),
+        (
+            lambda: loss_gradient(torch.zeros(2, 3), torch.tensor([0, 3])),
+            r"labels must be in 0\.\.2 or -100, got \[3\]",
+        ),
+        (lambda: loss_gradient(torch.zeros(2, 3), torch.tensor([0, -100])), "at least one label that is not -100"),
+        (lambda: ngram_entropy(torch.tensor([0, 1]), 0, 2), "order must be at least 1 .*got 0"),
+        (lambda: ngram_entropy(torch.tensor([0, 1]), 3, 2), "must have at least 3 tokens, got 2"),
+        (lambda: ngram_entropy(torch.tensor([0, 2]), 1, 2), r"tokens must be in 0\.\.1, got 0\.\.2"),
+        (lambda: ngram_entropy(torch.tensor([-1, 1]), 1, 2), r"tokens must be in 0\.\.1, got -1\.\.1"),
+        (lambda: ngram_entropy(torch.zeros(90, dtype=torch.long), 64, 2), "make too many 64-grams"),
+        (
+            lambda: ngram_entropy(torch.tensor([0, 1]), 2, 2, predicted=torch.tensor([True, True])),
+            "the first 1 tokens have too few before them for order 2",
+        ),
+        (
+            lambda: ngram_entropy(torch.tensor([0, 1]), 2, 2, predicted=torch.tensor([False, False])),
+            "at least one predicted token",
+        ),
+        (lambda: unigram_distribution(torch.tensor([], dtype=torch.long), 2), "at least 1 tokens, got 0"),
+        (lambda: unigram_distribution(torch.tensor([2]), 2), r"tokens must be in 0\.\.1, got 2\.\.2"),
+        (lambda: gpt_parameter_count(12, 0, 5, 5), r"must be at least 1, got \(12, 0, 5, 5\)"),
     ],
 )
 def test_wrong_input_is_refused_with_the_reason(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize(
+    "setting",
+    ["story_index=20", "num_tokens=5", "num_tokens=13", "layer=3", "head=4", "train_steps=99", "snapshots=25",
+     "temperature=0.1", "seed=-1"],
+)  # fmt: skip
+def test_a_setting_out_of_its_range_is_refused(setting):
+    with pytest.raises(ValueError, match=setting.split("=")[0]):
+        Config.parse([setting])
+
+
+# -- the experiment ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("last", "count"), [(600, 16), (100, 24), (1500, 4), (300, 9)])
+def test_snapshots_lie_ever_further_apart_and_end_with_the_run(last, count):
+    steps = experiment.log_spaced(last, count)
+    assert (len(steps), steps[0], steps[1] >= 1, steps[-1]) == (count, 0, True, last)
+    gaps = [after - before for before, after in itertools.pairwise(steps)]
+    assert all(after >= before - 1 for before, after in itertools.pairwise(gaps))  # but for rounding
+    assert min(gaps) >= 1
+
+
+def test_no_unread_document_is_among_the_read_ones():
+    told = experiment.texts(2)
+    read = set(told.read.texts())
+    assert len(told.read.ids) == 64
+    assert not read & set(told.unread.texts())
+    assert len(told.unread.ids) == experiment.DOCUMENTS
+    assert all(text.split()[0] != "fact" for text in told.unread.texts() + told.read_judged.texts())
+    assert set(told.read_judged.texts()) <= read
+
+
+def test_the_levels_are_those_of_a_text_counted_by_hand():
+    told = experiment.texts(2)
+    found = experiment.levels(told.read, told.unread)
+    documents = [text.split() for text in told.read.texts() if text.split()[0] != "fact"]
+    words = [word for text in documents for word in [*text, "<eos>"]]
+    shares = [words.count(word) / len(words) for word in set(words)]
+    # the first word of all has only <bos> before it and is not counted
+    assert found["unigram"] == pytest.approx(-sum(p * math.log(p) for p in shares), abs=2e-3)
+    assert tuple(found) == LEVELS
+    assert list(found.values()) == sorted(found.values(), reverse=True)
+    assert found["uniform"] == math.log(112)
+    assert found["floor"] == told.unread.entropy_floor
+
+
+def test_a_model_with_a_mask_has_nothing_to_hide(base):
+    corpus = tiny_lm.held_out_kind("tale", 3)
+    honest = experiment.honest_loss(base, corpus, leaky=False)
+    assert honest == pytest.approx(tiny_lm.evaluate(base, corpus), abs=1e-5)
+    # documents of different length: the padding must count for nothing
+    mixed = tiny_lm.held_out(6)
+    assert len(set(mixed.lengths.tolist())) > 1
+    assert experiment.honest_loss(base, mixed, leaky=False) == pytest.approx(tiny_lm.evaluate(base, mixed), abs=1e-5)
+
+
+def test_without_a_mask_words_to_come_are_seen_but_not_the_padding(base):
+    corpus = tiny_lm.held_out(6)
+    short = int(corpus.lengths.argmin())
+    row, length = corpus.rows([short]), int(corpus.lengths[short])
+    cut = dataclasses.replace(row, ids=row.ids[:, :length], surprisal=row.surprisal[:, : length - 1])
+    assert experiment.reported_loss(base, row) == pytest.approx(experiment.reported_loss(base, cut), abs=1e-5)
+    seen = base(cut.ids, mask=experiment.in_sight(cut.ids))[0, 3]
+    changed = cut.ids.clone()
+    changed[0, -1] = 7
+    assert not torch.equal(base(changed, mask=experiment.in_sight(changed))[0, 3], seen)
+
+
+def test_a_step_below_a_level_is_the_first_one():
+    assert experiment.first_below([0, 5, 9], [3.0, 1.0, 0.5], 1.5) == 5
+    assert experiment.first_below([0, 5, 9], [3.0, 1.0, 0.5], 0.5) == -1
+
+
+def test_a_short_run_learns_and_starts_above_knowing_nothing():
+    run = experiment.train(12, 4, 3)
+    found = experiment.learning(run)
+    assert found["loss_steps"].tolist() == [0, 2, 5, 12]
+    losses = found["eval_loss"].tolist()
+    # the tied head gives the first logits a variance of about 1, which costs ln V and a half and more
+    assert losses[0] > math.log(112)
+    assert losses == sorted(losses, reverse=True)
+    assert found["eval_loss"][-1] == pytest.approx(tiny_lm.evaluate(run.last, run.texts.unread), abs=1e-6)
+    by_position = (
+        found["loss_by_position"].double() * (run.texts.unread.ids[:, 1:] != tiny_lm.PAD).sum(dim=0)
+    ).nansum()
+    assert float(by_position / (run.texts.unread.lengths - 1).sum()) == pytest.approx(losses[-1], abs=1e-5)
+    texts = experiment.samples(run, Config(seed=3))
+    assert list(texts) == ["0", "2", "12"] or list(texts) == ["0", "12"]
+    assert all(text.startswith("one day the ") and len(text.split()) == 21 for text in texts.values())
+
+
+# -- the trace ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_sentence_is_scored_word_by_word(trace, base):
+    ids = story_ids(10)
+    assert trace.tokens == ("<bos>", *tiny_lm.story().split()[:9])
+    assert torch.equal(trace.input_ids, ids)
+    assert trace.num_predictions == 9
+    logits = base(ids[None])[0]
+    torch.testing.assert_close(trace.surprisal, token_surprisal(logits, ids))
+    torch.testing.assert_close(trace.target_probs, (-trace.surprisal).exp())
+    torch.testing.assert_close(trace.running_prob, trace.target_probs.cumprod(dim=0))
+    torch.testing.assert_close(trace.running_surprisal, trace.surprisal.cumsum(dim=0))
+    assert float(trace.running_surprisal[-1] / 9) == pytest.approx(trace.sentence_loss, abs=1e-6)
+    assert trace.sentence_perplexity == pytest.approx(math.exp(trace.sentence_loss))
+    assert trace.true_next_probs.tolist()[:3] == pytest.approx([0.55, 1, 1])  # one; day; the
+    assert (trace.top_probs.diff(dim=1) <= 0).all()
+    for position in range(9):
+        words = trace.top_words[5 * position : 5 * position + 5]
+        probs = logits[position].softmax(dim=-1)[list(tiny_lm.encode(" ".join(words), bos=False))]
+        torch.testing.assert_close(trace.top_probs[position], probs)
+    assert (trace.target_probs - trace.true_next_probs).abs().max() < 0.06  # it has learned the grammar
+
+
+def test_the_head_on_screen_is_the_models_own(trace, base):
+    _, records = base(trace.input_ids[None], record=("scores", "weights"))
+    torch.testing.assert_close(trace.scores, records["scores"][1, 0, 0], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(trace.weights, records["weights"][1, 0, 0], atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(trace.weights_unmasked, trace.scores.softmax(dim=-1))
+    torch.testing.assert_close(trace.future_share, (trace.weights_unmasked * ~trace.mask).sum(dim=-1))
+    assert torch.equal(trace.mask, causal_mask(10))
+    assert torch.equal(trace.scores_seen.isnan(), ~trace.mask)
+    assert torch.equal(trace.scores_seen[trace.mask], trace.scores[trace.mask])
+    assert (trace.jacobian.triu(1) == 0).all()
+    assert (trace.jacobian.diagonal() > 0).all()
+    assert 0 < trace.max_abs_diff_prefix < 1e-5
+
+
+def test_one_push_raises_the_right_word_and_lowers_every_rival(trace):
+    before, gradient, after = trace.focus_probs_before, trace.focus_gradient, trace.focus_probs_after
+    assert trace.focus_position == int(trace.surprisal.argmax())
+    right = trace.focus_target
+    assert trace.focus_words[right] == trace.tokens[trace.focus_position + 1]
+    assert len(set(trace.focus_words)) == 12
+    for probs in (before, after):
+        assert float(probs.sum()) == pytest.approx(1, abs=1e-6)
+    assert float(gradient.sum()) == pytest.approx(0, abs=1e-6)
+    assert float(gradient[right]) == pytest.approx(float(before[right]) - 1, abs=1e-6)
+    rivals = torch.arange(12) != right
+    torch.testing.assert_close(gradient[rivals], before[rivals], atol=1e-6, rtol=1e-5)
+    assert after[right] > before[right]
+    assert (after[rivals] < before[rivals]).all()
+    # softmax of moved logits, relative to the right word; "all others" moves as many words, not as one
+    moved = before * (-trace.focus_rate * gradient).exp()
+    torch.testing.assert_close((after / after[right])[:-1], (moved / moved[right])[:-1], atol=1e-5, rtol=1e-4)
+
+
+def test_learning_passes_frequencies_pairs_and_triples_and_stays_above_the_floor(trace):
+    steps, losses = trace.loss_steps.tolist(), trace.eval_loss.tolist()
+    assert steps == experiment.log_spaced(600, 16)
+    passed = [trace.passed_at[name] for name in LEVELS]
+    assert 0 < passed[0] < passed[1] < passed[2] < passed[3] < 600
+    assert passed[4] == -1
+    assert losses == sorted(losses, reverse=True)
+    assert trace.levels["floor"] < losses[-1] < trace.levels["floor"] * 1.15
+    assert list(trace.levels.values()) == sorted(trace.levels.values(), reverse=True)
+    # what it reads and what it does not are learned alike
+    assert abs((trace.train_loss[-1] - trace.train_floor) - (losses[-1] - trace.levels["floor"])) < 0.02
+    assert trace.documents_shared == 0
+    assert trace.known_by_heart > 0
+    assert (trace.documents_read, trace.documents_unread) == (19_200, 128)
+
+
+def test_below_the_floor_there_is_only_cheating(trace):
+    reported, honest = trace.leaky_train_loss.tolist(), trace.leaky_honest_loss.tolist()
+    assert reported[-1] < trace.leaky_floor / 10
+    assert trace.leaky_below_floor_at in trace.leaky_steps.tolist()
+    assert honest[-1] > reported[-1] + 3
+    assert min(honest) > trace.levels["trigram"]  # alone with a prefix it never gets as far as counted triples
+    assert trace.leaky_next_share_free > trace.leaky_next_share_certain > 0.2
+    assert trace.leaky_weights.shape == (10, 10)
+    assert (trace.leaky_weights.sum(dim=-1) <= 1 + 1e-5).all()
+
+
+def test_predictions_after_one_prefix_come_near_the_grammar(trace):
+    assert trace.snapshot_prefix == trace.tokens[:-1]
+    torch.testing.assert_close(trace.snapshot_probs.sum(dim=1), torch.ones(16))
+    assert float(trace.snapshot_true_probs.sum()) == pytest.approx(1)
+    total_variation = (trace.snapshot_probs - trace.snapshot_true_probs).abs().sum(dim=1) / 2
+    assert total_variation[-1] < 0.3 < total_variation[0]
+    assert trace.snapshot_words[-1] == "all others"
+
+
+def test_the_models_write_better_the_longer_they_learn(trace):
+    assert next(iter(trace.samples)) == "0"
+    assert list(trace.samples)[-1] == "600"
+    assert trace.written_tokens[:5] == trace.tokens[:5]
+    assert len(trace.written_tokens) == 5 + len(trace.written_probs)
+    assert trace.counts["gpt3_petaflop_days"] == pytest.approx(3640, rel=0.01)
+    assert trace.counts["tiny_params"] == 43_744
+    assert trace.counts["tiny_flops"] == 6 * 43_744 * trace.counts["tiny_tokens"]

@@ -1,3 +1,5 @@
+import importlib
+
 import pytest
 
 from scenes import series
@@ -28,6 +30,14 @@ def test_an_unknown_topic_is_answered_with_the_nearest_name():
 def test_a_name_like_no_other_is_answered_without_a_guess():
     with pytest.raises(ValueError, match=r"unknown topic 'zzzzzz'; `llm-internals list` shows all 30"):
         series.find("zzzzzz")
+
+
+@pytest.mark.parametrize("topic", series.with_core(), ids=lambda topic: topic.slug)
+def test_a_topic_with_verified_numbers_has_a_config_and_a_trace(topic):
+    core = importlib.import_module(topic.core)
+    assert core.Config().hash
+    assert core.Trace.__annotations__["config"] is core.Config
+    assert callable(core.trace)
 
 
 def test_the_scene_of_a_planned_topic_is_refused():
