@@ -161,12 +161,13 @@ class Bars(Picture):
         half = self.thickness * self.step / 2
         if self.ghosts is not None:
             self._draw_ghosts(painter, np.asarray(self.ghosts.values, dtype=float), half)
-        for index in range(len(self.amounts)):
-            if math.isnan(self.amounts[index]):
+        colors = self.color.tolist()
+        for index, amount in enumerate(self.amounts.tolist()):
+            if math.isnan(amount):
                 continue
-            zero, end, across = self._span(index, self.amounts[index])
+            zero, end, across = self._span(index, amount)
             strength = theme.DIMMED + (1 - theme.DIMMED) * float(self.emphasis[index])
-            own = theme.hex_color(tuple(self.color[index]))
+            own = theme.hex_color(tuple(colors[index]))
             color = theme.mix(theme.BACKGROUND, own, round(strength * 32) / 32)
             low, size = min(zero, end), max(abs(end - zero), 0.012)
             shown = min(1.0, 4 * float(self.presence[index]))
@@ -174,7 +175,8 @@ class Bars(Picture):
                 painter.box(low, across - half, size, 2 * half, fill=color, radius=min(0.05, size / 2), opacity=shown)
             else:
                 painter.box(across - half, low, 2 * half, size, fill=color, radius=min(0.05, size / 2), opacity=shown)
-            self._write(painter, index, (zero, end), across, shown)
+            if self.texts is not None or self.names:
+                self._write(painter, index, (zero, end), across, shown)
 
     def _draw_ghosts(self, painter: Painter, amounts: np.ndarray, half: float) -> None:
         for index, amount in enumerate(amounts):

@@ -17,6 +17,7 @@ from scripts.pipeline.errors import UserError
 from scripts.pipeline.files import written_aside
 from scripts.pipeline.gif import GifSettings
 from scripts.pipeline.jobs import MadeFiles, Request, TopicPlan
+from scripts.pipeline.made import make_once
 from scripts.pipeline.manifest import suffix
 from scripts.pipeline.platforms import PLATFORMS
 from scripts.pipeline.sheet import Still, write_sheet
@@ -42,11 +43,11 @@ def write_topic(plan: TopicPlan, request: Request, theme: str, rendered: Sequenc
         if video and "mp4" in formats:
             _write_video(aside / f"{slug}{tail}.mp4", plan.topic.title, video, chapters, cues)
         if loop is not None and "gif" in formats:
-            gif.write_gif(loop.video, aside / f"loop{tail}.gif")
+            make_once(loop, aside / f"loop{tail}.gif", gif.write_gif)
         if loop is not None and "webp" in formats:
-            gif.write_webp(loop.video, aside / f"loop{tail}.webp")
+            make_once(loop, aside / f"loop{tail}.webp", gif.write_webp)
         if loop is not None and "loop" in formats:
-            gif.write_loop_mp4(loop.video, aside / f"loop{tail}.mp4")
+            make_once(loop, aside / f"loop{tail}.mp4", gif.write_loop_mp4)
         if "poster" in formats:
             _write_poster(aside / f"poster{tail}.png", video, loop)
         if "sheet" in formats:

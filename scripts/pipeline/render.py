@@ -207,7 +207,7 @@ def workers(count: int) -> Iterator[Executor]:
         method = "forkserver" if "forkserver" in get_all_start_methods() else "spawn"
         context = get_context(method)
         if method == "forkserver":
-            context.set_forkserver_preload(["scripts.pipeline.worker"])
+            context.set_forkserver_preload(["scripts.pipeline.warm"])
         pool = ProcessPoolExecutor(count, mp_context=context, initializer=run_task, initargs=("start_worker",))
         try:
             yield pool
