@@ -105,7 +105,7 @@ TOPICS = (
         "Compression",
         CORE,
     ),
-    Topic("qlora", "QLoRA", "Fine-tune 65B models on a single GPU with 4-bit quantization.", "Compression"),
+    Topic("qlora", "QLoRA", "Fine-tune 65B models on a single GPU with 4-bit quantization.", "Compression", CORE),
     Topic(
         "lora",
         "LoRA (Low-Rank Adaptation)",
