@@ -1,6 +1,6 @@
 """Break the formulas of the core, one at a time, and see whether its tests notice.
 
-    python -m tests.mutation [MODULE…] [--most N] [--seed 0] [--json | --markdown]
+    python -m tests.mutation [MODULE…] [--most N] [--seed 0] [--thorough] [--json | --markdown]
 
 A mutant is one changed expression of a function's body. It is tested in a fork of this process, which has imported
 torch and pytest but nothing of the core, so that every importer sees the mutant. Nothing on disk is changed.
@@ -228,8 +228,16 @@ class Run:
     seconds: dict[str, float]  # by test, with its fixtures
 
 
-def run(target: Target, source: str | None, seconds: dict[str, float], timeout: int) -> Run:
-    """Run the tests in a fork, on other source if given, for at most `timeout` seconds of the processor."""
+def run(target: Target, source: str | None, seconds: dict[str, float], timeout: int, *, anew: bool = False) -> Run:
+    """Run the tests in a fork, on other source if given, for at most `timeout` seconds of the processor.
+
+    Args:
+        target: what to test.
+        source: of the module; None = as it is.
+        seconds: what tests are known to take; the slow ones are left out.
+        timeout: seconds of the processor.
+        anew: compute each trace, also those that come with the project.
+    """
     with tempfile.TemporaryDirectory() as folder:
         times = Path(folder) / "times.json"
         child = os.fork()
@@ -240,7 +248,7 @@ def run(target: Target, source: str | None, seconds: dict[str, float], timeout: 
                 signal.signal(signal.SIGALRM, signal.SIG_DFL)
                 signal.alarm(30 * timeout)  # one that waits forever uses no processor
                 os.environ["LLM_INTERNALS_CACHE"] = folder  # wrong traces must not be found later
-                code = _run_here(target, source, _Timing(seconds), times)
+                code = _run_here(target, source, _Timing(seconds), times, Path(folder) if anew else None)
             finally:
                 os._exit(code)
         _, status, usage = os.wait4(child, 0)
@@ -255,13 +263,15 @@ def run(target: Target, source: str | None, seconds: dict[str, float], timeout: 
         )
 
 
-def _run_here(target: Target, source: str | None, timing: _Timing, times: Path) -> int:
+def _run_here(target: Target, source: str | None, timing: _Timing, times: Path, traces: Path | None) -> int:
     with open(os.devnull, "w") as nowhere:
         for stream in (1, 2):
             os.dup2(nowhere.fileno(), stream)
     if source is not None:
         _replace(target.file, source.encode())
     sys.dont_write_bytecode = True
+    if traces is not None:
+        importlib.import_module("internals_math.trace_store").COMMITTED = traces / "none"
     code = pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *target.tests], plugins=[timing])
     times.write_text(json.dumps(timing.seconds))
     return 0 if code == pytest.ExitCode.OK and target.checks() else 1
@@ -296,8 +306,14 @@ def core_target(module: str) -> Target:
     return Target(f"internals_math.{module}", file, (str(test),), rows_hold)
 
 
-def prove(target: Target, most: int, seed: int) -> Result:
+def prove(target: Target, most: int, seed: int, *, thorough: bool = False) -> Result:
     """Test at most `most` mutants of a module.
+
+    Args:
+        target: what to test.
+        most: mutants, drawn if there are more.
+        seed: of the draw.
+        thorough: test those that survive again, with all tests and with traces that they have computed.
 
     Raises:
         ValueError: the tests fail on the module as it is.
@@ -312,8 +328,15 @@ def prove(target: Target, most: int, seed: int) -> Result:
     result = Result(target.name.rsplit(".", 1)[-1], left_out=sum(s > SLOW_SECONDS for s in untouched.seconds.values()))
     every = mutants(source)
     chosen = sorted(random.Random(seed).sample(range(len(every)), min(most, len(every))))
+    whole: Run | None = None
     for mutant in (every[index] for index in chosen):
         state = run(target, mutant.source, untouched.seconds, timeout).state
+        if state == "passed" and thorough:
+            whole = whole or run(target, source, {}, timeout=1800, anew=True)
+            if whole.state != "passed":
+                raise ValueError(f"{target.name}: the tests must pass on traces that were computed anew")
+            limit = GRACE_SECONDS + int(3 * whole.cpu_seconds)
+            state = run(target, mutant.source, {}, limit, anew=True).state
         result.mutants += 1
         result.killed += state != "passed"
         result.timeouts += state == "timeout"
@@ -324,7 +347,7 @@ def prove(target: Target, most: int, seed: int) -> Result:
     return result
 
 
-def markdown(results: list[Result], most: int, seed: int) -> str:
+def markdown(results: list[Result], most: int, seed: int, *, thorough: bool) -> str:
     """Return the page of the documentation."""
     rows = [f"| {r.module} | {r.mutants} | {r.killed} | {r.rate:.0%} | {r.left_out} |" for r in results]
     survivors = [f"- `{line}`" for r in results for line in r.survivors]
@@ -335,7 +358,9 @@ def markdown(results: list[Result], most: int, seed: int) -> str:
         "Each mutant is a module of the core with one wrong expression: a sign, an axis, a scale, an index off by one, "
         f"a missing mask. At most {most} per module, drawn with seed {seed}; killed means that a test failed (or, for "
         f"a mutant that ran away, the time ran out). Tests that take over {SLOW_SECONDS:g} s are left out of the runs, "
-        "and committed traces are read as they are, so that the full suite notices at least as much.",
+        "and committed traces are read as they are"
+        + ("; what survives is tested again with all tests, on traces that it has computed itself." if thorough else
+           ", so that the full suite notices at least as much."),
         "",
         "| module | mutants | killed | rate | tests left out |",
         "|---|--:|--:|--:|--:|",
@@ -346,7 +371,7 @@ def markdown(results: list[Result], most: int, seed: int) -> str:
         *(survivors or ["nothing"]),
         "",
         f"To renew this page: `python -m tests.mutation {modules} --most {most} --seed {seed}"
-        " --markdown > docs/mutation.md`.",
+        f"{' --thorough' if thorough else ''} --markdown > docs/mutation.md`.",
     ])  # fmt: skip
 
 
@@ -356,6 +381,7 @@ def main() -> None:
     parser.add_argument("modules", nargs="*", metavar="MODULE", help="of internals_math; all with tests if none")
     parser.add_argument("--most", type=int, default=25, help="mutants per module (default 25)")
     parser.add_argument("--seed", type=int, default=0, help="of the choice among more (default 0)")
+    parser.add_argument("--thorough", action="store_true", help="test survivors with slow tests and fresh traces too")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true")
     form.add_argument("--markdown", action="store_true")
@@ -373,7 +399,7 @@ def main() -> None:
     for target in targets:
         start = time.perf_counter()
         try:
-            result = prove(target, chosen.most, chosen.seed)
+            result = prove(target, chosen.most, chosen.seed, thorough=chosen.thorough)
         except ValueError as error:
             sys.exit(str(error))
         results.append(result)
@@ -385,7 +411,7 @@ def main() -> None:
     if chosen.json:
         print(json.dumps([asdict(result) | {"rate": result.rate} for result in results], indent=2))
     elif chosen.markdown:
-        print(markdown(results, chosen.most, chosen.seed))
+        print(markdown(results, chosen.most, chosen.seed, thorough=chosen.thorough))
     else:
         for result in results:
             print(f"{result.module:32} {result.killed:3} / {result.mutants:<3} {result.rate:4.0%}")

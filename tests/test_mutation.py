@@ -77,6 +77,22 @@ def test_mutants_live_or_die_by_the_tests(tmp_path, monkeypatch, body, killed, t
     assert formula.read_text() == "def double(x):\n    return x * 2\n"
 
 
+@pytest.mark.parametrize(("thorough", "killed"), [(False, 0), (True, 1)])
+def test_what_survives_the_quick_tests_meets_the_slow_ones_if_asked(tmp_path, monkeypatch, thorough, killed):
+    formula, test = tmp_path / "slow_formula.py", tmp_path / "test_slow_formula.py"
+    formula.write_text("def less(x, y):\n    return x - y\n")
+    test.write_text(
+        "import time, slow_formula\n"
+        "def test_zero():\n    assert slow_formula.less(3, 0) == 3\n"
+        "def test_all():\n    start = time.process_time()\n    while time.process_time() - start < 0.3: pass\n"
+        "    assert slow_formula.less(3, 2) == 1\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr("tests.mutation.SLOW_SECONDS", 0.2)
+    result = prove(Target("slow_formula", formula, (str(test),)), most=25, seed=0, thorough=thorough)
+    assert (result.mutants, result.killed, result.left_out) == (1, killed, 1)
+
+
 def test_tests_that_fail_anyway_prove_nothing(tmp_path):
     formula, test = tmp_path / "toy_formula.py", tmp_path / "test_toy_formula.py"
     formula.write_text("def double(x):\n    return x * 2\n")
