@@ -131,7 +131,13 @@ TOPICS = (
         "FP16 vs BF16. Loss scaling, dynamic range, and the danger of underflow.",
         "Training at scale",
     ),
-    Topic("zero", "DeepSpeed ZeRO", "Zero Redundancy Optimizer for trillion-parameter training.", "Training at scale"),
+    Topic(
+        "zero",
+        "DeepSpeed ZeRO",
+        "Zero Redundancy Optimizer for trillion-parameter training.",
+        "Training at scale",
+        CORE,
+    ),
     Topic(
         "tensor_pipeline_parallelism",
         "Tensor vs Pipeline Parallelism",

@@ -50,6 +50,7 @@ TESTED_IN = {
     "rolling_kv_cache": "sliding_window_attention",
     "sliding_window_band": "sliding_window_attention",
     "sliding_window_reach": "sliding_window_attention",
+    "zero_trainer": "zero",
 }
 
 SWAPPED_OPERATORS: dict[type[ast.operator], type[ast.operator]] = {
