@@ -130,6 +130,7 @@ TOPICS = (
         "Mixed Precision Training",
         "FP16 vs BF16. Loss scaling, dynamic range, and the danger of underflow.",
         "Training at scale",
+        CORE,
     ),
     Topic(
         "zero",

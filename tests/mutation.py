@@ -43,6 +43,7 @@ TESTED_IN = {
     "flash_attention_io": "flash_attention",
     "gpt_pretraining_experiment": "gpt_pretraining",
     "gpt_pretraining_topic": "gpt_pretraining",
+    "float_formats": "mixed_precision",
     "normal_float": "quantization",
     "paged_blocks": "paged_attention",
     "paged_serving": "paged_attention",
