@@ -1,7 +1,6 @@
 """`llm-internals gif`: a loop or chapters as files that articles embed."""
 
 import json
-import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -27,16 +26,18 @@ from scripts.commands.shared import (
 from scripts.pipeline.manifest import LOOP_FORMATS
 from scripts.pipeline.platforms import PLATFORMS
 from scripts.pipeline.quality import QUALITIES
-
-UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "kib": 2**10, "mib": 2**20}
+from scripts.pipeline.sizes import read_size
 
 
 def _size(_: click.Context, parameter: click.Parameter, text: str | None) -> int | None:
     """Read a size such as 800kB or 1.5MB."""
     if text is None:
         return None
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-zA-Z]*)", text.strip())
-    if found is None or found[2].lower() not in UNITS or not (size := int(float(found[1]) * UNITS[found[2].lower()])):
+    try:
+        size = read_size(text)
+    except ValueError:
+        size = 0
+    if not size:
         fail(f"{parameter.opts[0]} takes a size such as 800kB or 1.5MB, got {text!r}")
     return size
 

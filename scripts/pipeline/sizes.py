@@ -1,8 +1,8 @@
-"""Sizes of files as people write them: 800kB, 1.5 MB, 8GB (powers of 1000)."""
+"""Sizes of files as people write them: 800kB, 1.5 MB, 8GB (powers of 1000), 5MiB (of 1024)."""
 
 import re
 
-UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
+UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 
 
 def read_size(text: str) -> int:

@@ -100,7 +100,9 @@ def test_a_limit_that_is_no_size_is_one_clear_line(entries, monkeypatch):
     assert "LLM_INTERNALS_CACHE_LIMIT: a size is a number" in result.stderr
 
 
-@pytest.mark.parametrize(("text", "size"), [("0", 0), ("12", 12), ("800kB", 800_000), (" 1.5 GB ", 1_500_000_000)])
+@pytest.mark.parametrize(
+    ("text", "size"), [("0", 0), ("12", 12), ("800kB", 800_000), (" 1.5 GB ", 1_500_000_000), ("5MiB", 5_242_880)]
+)
 def test_a_size_is_read_as_written(text, size):
     assert read_size(text) == size
 
