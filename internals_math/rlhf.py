@@ -9,24 +9,31 @@ proxy).
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from internals_math import tiny_lm
 from internals_math.distributions import kl_divergence
 from internals_math.dpo import bradley_terry_probability, expected_reward, sequence_log_probs
 from internals_math.preference_task import check_probs, optimal_policy
+from internals_math.trace import TopicConfig, TopicTrace, option
 
 __all__ = [
-    "AdaptiveKLController", "GoodhartCurve", "adaptive_kl_update", "bayes_accuracy", "best_of_n_kl_bound",
-    "best_of_n_policy", "goodhart_curve", "kl_shaped_rewards", "normalize_reward_bias", "optimal_policy",
-    "pairwise_reward_loss", "ranking_pairs", "ranking_reward_loss", "reinforce_loss", "reward_accuracy",
-    "rlhf_objective", "sft_loss",
+    "AdaptiveKLController", "BestOfN", "Comparisons", "Config", "GoodhartCurve", "Trace", "adaptive_kl_update",
+    "bayes_accuracy", "best_of_n_kl_bound", "best_of_n_policy", "goodhart_curve", "kl_shaped_rewards",
+    "normalize_reward_bias", "optimal_policy", "pairwise_reward_loss", "ranking_pairs", "ranking_reward_loss",
+    "reinforce_loss", "reward_accuracy", "rlhf_objective", "sft_loss", "trace",
 ]  # fmt: skip
 
 KL_ERROR_CLIP = 0.2  # of the adaptive beta, as in 1909.08593
+SHOWN = 8  # answers with a bar of their own; the ninth bar is all others together
+SHOWN_COMPARISONS = 12
+SCATTERED = 200
+BEST_OF = (1, 2, 4, 8, 16)
 
 
 # -- stage 1: imitate --------------------------------------------------------------------------------------------------
@@ -338,3 +345,146 @@ def goodhart_curve(
         )
         points.append(torch.stack([value.mean() for value in values]))
     return GoodhartCurve(*torch.stack(points).unbind(dim=1))
+
+
+# -- what the video shows ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Config(TopicConfig):
+    """What the video shows; each field can be changed with `--set name=value`."""
+
+    n_comparisons: int = option(2048, "comparisons by the simulated labeler", minimum=128, maximum=8192)
+    beta: float = option(0.2, "price of leaving the imitator", minimum=0.01, maximum=2)
+    rl_steps: int = option(120, "steps of the climb", minimum=20, maximum=300)
+    samples_per_step: int = option(192, "answers drawn in each step", minimum=32, maximum=512)
+    sft_demos: int = option(128, "good answers to imitate", minimum=16, maximum=512)
+    learning_rate: float = option(3e-4, "of the climb (Adam)", minimum=1e-5, maximum=5e-3)
+    seed: int = option(0, "of prompts, demonstrations, labels and samples", minimum=0, maximum=9999)
+
+
+@dataclass(frozen=True, eq=False)
+class Comparisons:
+    """What the simulated labeler saw and chose, up to SHOWN_COMPARISONS times; places count the shown answers."""
+
+    answer_1: tuple[str, ...]
+    answer_2: tuple[str, ...]
+    place_1: Int[Tensor, " C"]
+    place_2: Int[Tensor, " C"]
+    winner: Int[Tensor, " C"]  # 1 or 2
+    gold_gap: Float[Tensor, " C"]  # true reward of answer 1 less that of answer 2
+    probability: Float[Tensor, " C"]  # that answer 1 wins
+    surprising: Bool[Tensor, " C"]  # the answer with the lower true reward won
+
+
+@dataclass(frozen=True, eq=False)
+class BestOfN:
+    """The best of n answers by the learned reward, exactly; averaged over prompts."""
+
+    ns: Int[Tensor, " n"]
+    kl: Float[Tensor, " n"]
+    proxy: Float[Tensor, " n"]
+    gold: Float[Tensor, " n"]
+    kl_bound: Float[Tensor, " n"]
+
+
+@dataclass(frozen=True, eq=False)
+class Trace(TopicTrace):
+    """Everything the scene draws.
+
+    Bars (9): SHOWN answers to prompt 0, then all others together (NaN where that has no meaning). "Proxy" is the
+    learned reward with its mean over the demonstrations at 0, "gold" the true one. Divergence in nats, from the
+    imitator; KL and rewards of whole policies are means over the prompts. Records: before the first step, then every 5.
+    """
+
+    config: Config
+    prompt_tokens: tuple[str, ...]
+    answer_tokens: tuple[str, ...]  # 9
+    pretrained_probs: Float[Tensor, " 9"]
+    sft_probs: Float[Tensor, " 9"]
+    final_probs: Float[Tensor, " 9"]
+    shown_gold: Float[Tensor, " 9"]
+    shown_proxy: Float[Tensor, " 9"]
+    pretrained_gold: float  # mean true reward
+    sft_gold: float
+    sft_curve: Float[Tensor, " T1"]  # loss over all demonstrations, after 0, 1, 2 … steps
+    comparisons: Comparisons
+    reward_steps: Int[Tensor, " T2"]
+    reward_curve: Float[Tensor, " T2"]  # loss on held-out comparisons
+    reward_accuracy_curve: Float[Tensor, " T2"]
+    bayes_accuracy: float  # what the true reward would reach there, on average over the labels
+    held_out_pairs: int
+    ladder_rewards: Float[Tensor, "T2 8"]  # of the shown answers, before the bias is taken off
+    reward_bias: float
+    gold_rewards: Float[Tensor, " S"]  # of answers that the imitator gives
+    proxy_rewards: Float[Tensor, " S"]
+    reward_correlation: float
+    far_gold_rewards: Float[Tensor, " S"]  # of answers drawn from all V² alike
+    far_proxy_rewards: Float[Tensor, " S"]
+    far_correlation: float
+    diagonal_level: float  # mean of proxy - gold over the imitator's answers: where the diagonal lies
+    overrated: Bool[Tensor, " S"]  # more than 1 above the diagonal
+    far_overrated: Bool[Tensor, " S"]
+    episode_tokens: tuple[str, ...]  # the first answer of the last step
+    episode_score: float
+    token_rewards: Float[Tensor, " 2"]
+    token_kl: Float[Tensor, " 2"]  # ln π - ln π_ref of each word
+    rl_steps: Int[Tensor, " T3"]
+    rl_kl: Float[Tensor, " T3"]
+    rl_proxy: Float[Tensor, " T3"]
+    rl_gold: Float[Tensor, " T3"]
+    rl_objective: Float[Tensor, " T3"]  # proxy - beta·KL
+    rl_probs: Float[Tensor, "T3 9"]
+    optimal_kl: float  # of the best policy at config.beta
+    optimal_proxy: float
+    optimal_gold: float
+    goodhart_betas: Float[Tensor, " M"]
+    goodhart_kl: Float[Tensor, " M"]
+    goodhart_proxy: Float[Tensor, " M"]
+    goodhart_gold: Float[Tensor, " M"]
+    goodhart_probs: Float[Tensor, "M 9"]
+    best_of_n: BestOfN
+    over_optimized_answer: tuple[str, ...]  # the best policy's favorite at the smallest beta
+    over_optimized_place: int  # among the shown
+    kl_peak: float | None  # where the true reward of the best policy is highest; None if it never falls
+    samples: dict[str, tuple[str, ...]]  # by stage: answers to prompt 0, drawn with one seed
+    tale_loss: dict[str, float]  # by stage: nats a word, on whole stories that the training never touched
+
+
+def trace(config: Config) -> Trace:
+    """Run the pipeline on copies of the base model, and enumerate what it did."""
+    from internals_math import rlhf_experiment as experiment  # it is built on the functions above
+    from internals_math.dpo_experiment import alone, pooled, words
+
+    run = experiment.train(config)
+    betas = torch.logspace(1, -2, 61, dtype=torch.float64)
+    curve = goodhart_curve(run.sft_probs, run.proxy, run.gold, betas)
+    tilted = torch.stack([optimal_policy(run.sft_probs[0], run.proxy[0], beta)[0] for beta in betas.tolist()])
+    favorite = int(tilted[-1].argmax())
+    shown = experiment.shown_answers(run, favorite)
+    peak = int(curve.gold.argmax())
+    values: dict[str, Any] = experiment.reward_records(run, shown) | experiment.rl_records(run, shown)
+    values |= experiment.scatter(run) | experiment.after_words(run) | run.episode
+    return Trace(
+        config=config,
+        prompt_tokens=tiny_lm.tokens(run.task.prefixes[0]),
+        answer_tokens=(*(words(answer) for answer in shown.tolist()), "all others"),
+        pretrained_probs=pooled(run.pretrained_probs[0], shown),
+        sft_probs=pooled(run.sft_probs[0], shown),
+        shown_gold=alone(run.gold[0], shown),
+        shown_proxy=alone(run.proxy[0], shown),
+        pretrained_gold=float(expected_reward(run.pretrained_probs, run.gold).mean()),
+        sft_gold=float(expected_reward(run.sft_probs, run.gold).mean()),
+        sft_curve=torch.stack(run.sft_curve),
+        comparisons=experiment.comparisons(run, shown),
+        goodhart_betas=betas,
+        goodhart_kl=curve.kl,
+        goodhart_proxy=curve.proxy,
+        goodhart_gold=curve.gold,
+        goodhart_probs=pooled(tilted, shown),
+        best_of_n=experiment.best_of_n(run),
+        over_optimized_answer=tuple(words(favorite).split()),
+        over_optimized_place=shown.tolist().index(favorite),
+        kl_peak=None if peak == len(betas) - 1 else float(curve.kl[peak]),
+        **values,
+    )

@@ -158,7 +158,11 @@ TOPICS = (
         "Training at scale",
     ),
     Topic(
-        "rlhf", "RLHF", "Reinforcement Learning from Human Feedback. The alignment pipeline.", "Alignment and reasoning"
+        "rlhf",
+        "RLHF",
+        "Reinforcement Learning from Human Feedback. The alignment pipeline.",
+        "Alignment and reasoning",
+        CORE,
     ),
     Topic(
         "ppo",

@@ -5,10 +5,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from internals_math import preference_task, rlhf, rlhf_experiment, tiny_lm, trace_store
 from internals_math.distributions import kl_divergence
 from internals_math.dpo import expected_reward
 from internals_math.rlhf import (
     AdaptiveKLController,
+    Config,
     adaptive_kl_update,
     bayes_accuracy,
     best_of_n_kl_bound,
@@ -30,6 +32,18 @@ from tests.oracles import randn
 betas = st.floats(0.05, 2)
 seeds = st.integers(0, 100)
 BETAS = torch.logspace(1, -2, 25, dtype=torch.float64)
+
+
+@pytest.fixture(scope="module")
+def trace():
+    return trace_store.get(rlhf)
+
+
+@pytest.fixture(scope="module")
+def small_run():
+    return rlhf_experiment.train(
+        Config(n_comparisons=256, rl_steps=22, samples_per_step=33, sft_demos=40, seed=1), n_prompts=2
+    )
 
 
 def some_probs(*shape, seed=0):
@@ -291,3 +305,207 @@ ALL = torch.ones(2, 3, dtype=torch.bool)
 def test_what_makes_no_sense_is_refused(plain_python, call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize(
+    "setting",
+    ["n_comparisons=10", "beta=0", "rl_steps=1000", "samples_per_step=1", "sft_demos=1", "learning_rate=1", "seed=-1"],
+)
+def test_a_setting_out_of_its_range_is_refused(setting):
+    with pytest.raises(ValueError, match=setting.split("=")[0]):
+        Config.parse([setting])
+
+
+# -- the pipeline ------------------------------------------------------------------------------------------------------
+
+
+def test_demonstrations_are_good_answers_and_are_imitated(small_run):
+    answers = small_run.demonstrations[:, -2:]
+    scores = preference_task.word_scores()[answers].sum(dim=1) - 0.5 * (answers[:, 0] == answers[:, 1])
+    assert len(answers) == 40
+    assert (scores >= 1).all()
+    assert small_run.sft_curve[-1] < small_run.sft_curve[0]
+    assert len(small_run.sft_curve) == 1 + 3 * 2  # three passes over batches of 32 and 8
+    assert not torch.equal(small_run.sft.model.norm.weight, small_run.base.model.norm.weight)
+
+
+def test_demonstrations_have_a_learned_reward_of_zero_on_average(small_run):
+    with torch.no_grad():
+        scores = small_run.reward_models[-1](small_run.demonstrations)
+    assert float(scores.mean()) == pytest.approx(small_run.bias, abs=1e-6)
+    words = small_run.demonstrations[:, -2:]
+    prompt = (small_run.demonstrations[:, None, :-2] == small_run.task.prefixes).all(dim=2).float().argmax(dim=1)
+    table = small_run.proxy.view_as(small_run.task.gold_rewards)[prompt, words[:, 0], words[:, 1]]
+    torch.testing.assert_close(table, (scores - scores.mean()).double(), atol=1e-5, rtol=0)
+
+
+def test_the_reward_is_read_at_the_last_word_through_the_final_norm(small_run):
+    model, ids = small_run.reward_models[0], small_run.demonstrations[:3]
+    with torch.no_grad():
+        scores = model(ids)
+        table = model.backbone.model.embed_tokens.weight
+        logits = model.backbone(ids)[:, -1]  # tied: the final state times the embedding
+        state = torch.linalg.lstsq(table, logits.T).solution.T
+    torch.testing.assert_close(scores, state @ model.head.detach(), atol=1e-4, rtol=1e-4)
+
+
+def test_held_out_comparisons_do_not_teach(small_run):
+    chosen, rejected = rlhf_experiment.pair_texts(small_run.task, small_run.pairs)
+    held_out = torch.arange(256) >= 256 - 51
+
+    def head_after(first, second):
+        generator = torch.Generator().manual_seed(3)
+        return rlhf_experiment.train_reward_model(small_run.sft, first, second, generator, steps=10)[-1].head
+
+    def swapped(rows):
+        return torch.where(rows[:, None], rejected, chosen), torch.where(rows[:, None], chosen, rejected)
+
+    before = head_after(chosen, rejected)
+    assert torch.equal(head_after(*swapped(held_out)), before)
+    assert not torch.equal(head_after(*swapped(~held_out)), before)
+
+
+def test_reward_records_judge_the_held_out_comparisons_alone(small_run):
+    records = rlhf_experiment.reward_records(small_run, torch.arange(8))
+    pairs = small_run.pairs
+    chosen, rejected = (
+        small_run.proxy.view_as(small_run.task.gold_rewards)[pairs.prompt, words[:, 0], words[:, 1]][-51:]
+        for words in (pairs.chosen, pairs.rejected)
+    )
+    assert records["held_out_pairs"] == 51
+    assert float(records["reward_accuracy_curve"][-1]) == pytest.approx(float((chosen > rejected).double().mean()))
+    assert float(records["reward_curve"][-1]) == pytest.approx(float(pairwise_reward_loss(chosen, rejected)), abs=1e-5)
+
+
+def test_the_climb_gains_what_it_is_paid_for_and_records_its_last_step(small_run):
+    records = rlhf_experiment.rl_records(small_run, torch.arange(8))
+    assert records["rl_steps"].tolist() == [0, 5, 10, 15, 20, 22]
+    objective = records["rl_objective"]
+    torch.testing.assert_close(objective, records["rl_proxy"] - 0.2 * records["rl_kl"])
+    assert objective[-1] > objective[0]
+    assert objective[-1] < records["optimal_proxy"] - 0.2 * records["optimal_kl"]
+
+
+def test_another_seed_meets_other_prompts(small_run):
+    assert small_run.task.prompts[0] == tiny_lm.PROMPT
+    assert small_run.task.prompts[1] != preference_task.make_preference_task(tiny_lm.load("base")).prompts[1]
+
+
+# -- the run -----------------------------------------------------------------------------------------------------------
+
+
+def test_bars_are_whole_distributions_at_every_stage(trace):
+    bars = (trace.pretrained_probs, trace.sft_probs, trace.final_probs, trace.rl_probs, trace.goodhart_probs)
+    for probs in bars:
+        assert (probs >= -1e-12).all()
+        torch.testing.assert_close(probs.sum(dim=-1), torch.ones(probs.shape[:-1], dtype=torch.float64))
+    torch.testing.assert_close(trace.rl_probs[0], trace.sft_probs)
+    torch.testing.assert_close(trace.rl_probs[-1], trace.final_probs)
+    assert (trace.pretrained_probs[:-1].diff() <= 0).all()
+    assert len(trace.answer_tokens) == 9
+    assert trace.answer_tokens[-1] == "all others"
+    assert torch.isnan(trace.shown_gold[-1])
+    assert torch.isnan(trace.shown_proxy[-1])
+
+
+def test_true_rewards_of_the_shown_answers_follow_the_table_of_words(trace):
+    scores = dict(zip(tiny_lm.tokens(range(tiny_lm.VOCAB_SIZE)), preference_task.word_scores().tolist(), strict=True))
+    for answer, gold in zip(trace.answer_tokens[:-1], trace.shown_gold[:-1].tolist(), strict=True):
+        first, second = answer.split()
+        assert gold == scores[first] + scores[second] - 0.5 * (first == second)
+
+
+def test_every_policy_lies_below_the_tangents_of_the_frontier(trace):
+    # at the best policy of each beta, proxy - beta·KL is as high as it can be
+    ceilings = trace.goodhart_proxy - trace.goodhart_betas * trace.goodhart_kl
+    for kls, proxies in ((trace.rl_kl, trace.rl_proxy), (trace.best_of_n.kl, trace.best_of_n.proxy)):
+        values = proxies - trace.goodhart_betas[:, None] * kls
+        assert (values <= ceilings[:, None] + 1e-9).all()
+        assert values[:, 0].max() < values[:, -1].max()  # both leave the imitator for something better
+
+
+def test_along_the_frontier_the_proxy_rises_and_the_truth_does_not_follow(trace):
+    assert (trace.goodhart_betas.diff() < 0).all()
+    assert (trace.goodhart_kl.diff() >= -1e-12).all()
+    assert (trace.goodhart_proxy.diff() >= -1e-12).all()
+    peak = int(trace.goodhart_gold.argmax())
+    assert 0 < peak < len(trace.goodhart_gold) - 1
+    assert trace.kl_peak == float(trace.goodhart_kl[peak])
+    assert trace.goodhart_gold[-1] < trace.sft_gold < trace.goodhart_gold[peak]
+    assert int(trace.goodhart_probs[-1, :-1].argmax()) == trace.over_optimized_place
+    assert trace.answer_tokens[trace.over_optimized_place].split() == list(trace.over_optimized_answer)
+    assert float(trace.shown_proxy[trace.over_optimized_place]) == float(trace.shown_proxy[:-1].max())
+    assert float(trace.shown_gold[trace.over_optimized_place]) < float(trace.shown_gold[:-1].max())
+
+
+def test_sampling_misses_the_answers_that_only_the_exact_optimum_finds(trace):
+    assert trace.rl_gold[-1] > trace.sft_gold > trace.pretrained_gold
+    assert trace.rl_kl[-1] < trace.optimal_kl / 3
+    assert trace.rl_gold[-1] > trace.optimal_gold + 1
+    assert trace.optimal_proxy > trace.rl_proxy[-1]
+    assert (trace.best_of_n.gold.diff() > 0).all()
+    assert (trace.best_of_n.kl <= trace.best_of_n.kl_bound + 1e-12).all()
+
+
+def test_all_curves_start_at_the_imitator(trace):
+    assert float(trace.rl_kl[0]) == pytest.approx(0, abs=1e-12)
+    assert float(trace.best_of_n.kl[0]) == pytest.approx(0, abs=1e-12)
+    assert float(trace.rl_gold[0]) == pytest.approx(trace.sft_gold)
+    assert float(trace.best_of_n.gold[0]) == pytest.approx(trace.sft_gold)
+    assert float(trace.best_of_n.proxy[0]) == pytest.approx(float(trace.rl_proxy[0]))
+    assert trace.best_of_n.ns.tolist() == [1, 2, 4, 8, 16]
+    torch.testing.assert_close(trace.rl_objective, trace.rl_proxy - trace.config.beta * trace.rl_kl)
+
+
+def test_the_toll_of_the_episode_is_paid_word_by_word_and_the_score_at_the_end(trace):
+    tolls = -trace.config.beta * trace.token_kl
+    assert float(trace.token_rewards[0]) == pytest.approx(float(tolls[0]))
+    assert float(trace.token_rewards[1]) == pytest.approx(float(tolls[1]) + trace.episode_score)
+    assert len(trace.episode_tokens) == 2
+
+
+def test_the_labeler_follows_bradley_and_terry(trace):
+    shown = trace.comparisons
+    gap = trace.shown_gold[shown.place_1] - trace.shown_gold[shown.place_2]
+    torch.testing.assert_close(shown.gold_gap, gap)
+    torch.testing.assert_close(shown.probability, torch.sigmoid(gap))
+    winner_gap = torch.where(shown.winner == 1, gap, -gap)
+    assert shown.surprising.tolist() == (winner_gap < 0).tolist()
+    assert (shown.place_1 < shown.place_2).all()
+    assert [trace.answer_tokens[place] for place in shown.place_2.tolist()] == list(shown.answer_2)
+    assert [trace.answer_tokens[place] for place in shown.place_1.tolist()] == list(shown.answer_1)
+    assert len(shown.winner) == 12
+    assert 0 < int(shown.surprising.sum()) < 6
+
+
+def test_the_reward_model_comes_near_the_ceiling_of_noisy_labels(trace):
+    standard_error = 0.5 / math.sqrt(trace.held_out_pairs)
+    assert trace.held_out_pairs == round(0.2 * trace.config.n_comparisons)
+    assert float(trace.reward_accuracy_curve[-1]) > trace.bayes_accuracy - 2 * standard_error
+    assert float(trace.reward_accuracy_curve[-1]) < trace.bayes_accuracy + 2 * standard_error
+    assert float(trace.reward_accuracy_curve[-1]) > 0.5 + 4 * standard_error
+    assert float(trace.reward_curve[0]) == pytest.approx(math.log(2), abs=0.05)  # untrained: no opinion yet
+    assert trace.reward_curve[-1] < trace.reward_curve[0]
+    torch.testing.assert_close(trace.ladder_rewards[-1] - trace.reward_bias, trace.shown_proxy[:-1], atol=1e-5, rtol=0)
+    assert trace.reward_steps.tolist() == list(range(0, 126, 5))
+
+
+def test_the_proxy_is_right_where_it_was_trained_and_blind_elsewhere(trace):
+    for gold, proxy, correlation, marked in (
+        (trace.gold_rewards, trace.proxy_rewards, trace.reward_correlation, trace.overrated),
+        (trace.far_gold_rewards, trace.far_proxy_rewards, trace.far_correlation, trace.far_overrated),
+    ):
+        centered = [values - values.mean() for values in (gold, proxy)]
+        by_hand = (centered[0] * centered[1]).sum() / (centered[0].norm() * centered[1].norm())
+        assert correlation == pytest.approx(float(by_hand))
+        assert marked.tolist() == (proxy - gold - trace.diagonal_level > 1).tolist()
+    assert float((trace.proxy_rewards - trace.gold_rewards).mean()) == pytest.approx(trace.diagonal_level)
+    assert trace.reward_correlation > 0.8 > 0.3 > trace.far_correlation
+    assert trace.far_overrated.sum() > 5 * trace.overrated.sum()
+
+
+def test_each_stage_costs_some_of_the_stories(trace):
+    assert list(trace.tale_loss) == ["pretrained", "sft", "rl"]
+    assert trace.tale_loss["pretrained"] < trace.tale_loss["sft"] < trace.tale_loss["rl"] < 0.7
+    assert {len(answers) for answers in trace.samples.values()} == {6}
+    assert len(set(trace.samples["rl"])) <= len(set(trace.samples["pretrained"]))
