@@ -118,6 +118,7 @@ TOPICS = (
         "Model Compression",
         "Magnitude pruning, knowledge distillation, and shrinking models by 90% with minimal loss.",
         "Compression",
+        CORE,
     ),
     Topic(
         "structured_pruning",
