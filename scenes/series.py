@@ -157,6 +157,7 @@ TOPICS = (
         "Weight Initialization",
         "Variance propagation, gradient flow, and depth scaling. Why initialization makes or breaks training.",
         "Training at scale",
+        CORE,
     ),
     Topic(
         "rlhf",

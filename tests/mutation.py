@@ -52,6 +52,7 @@ TESTED_IN = {
     "sliding_window_band": "sliding_window_attention",
     "sliding_window_reach": "sliding_window_attention",
     "zero_trainer": "zero",
+    "weight_initialization_experiment": "weight_initialization",
 }
 
 SWAPPED_OPERATORS: dict[type[ast.operator], type[ast.operator]] = {
