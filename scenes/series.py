@@ -185,6 +185,7 @@ TOPICS = (
         "GRPO (Group Relative Policy Optimization)",
         "Relative advantages, group normalization, and why baselines matter for variance reduction.",
         "Alignment and reasoning",
+        CORE,
     ),
     Topic(
         "chain_of_thought",

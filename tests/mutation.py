@@ -43,6 +43,8 @@ TESTED_IN = {
     "flash_attention_io": "flash_attention",
     "gpt_pretraining_experiment": "gpt_pretraining",
     "gpt_pretraining_topic": "gpt_pretraining",
+    "grpo_experiment": "grpo",
+    "ppo_experiment": "ppo",
     "float_formats": "mixed_precision",
     "normal_float": "quantization",
     "paged_blocks": "paged_attention",
