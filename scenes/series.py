@@ -145,6 +145,7 @@ TOPICS = (
         "Tensor vs Pipeline Parallelism",
         "Matrix partitioning, communication costs, and bubble time. How to scale across GPUs.",
         "Training at scale",
+        CORE,
     ),
     Topic(
         "gradient_accumulation",

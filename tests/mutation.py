@@ -49,10 +49,12 @@ TESTED_IN = {
     "normal_float": "quantization",
     "paged_blocks": "paged_attention",
     "paged_serving": "paged_attention",
+    "pipeline_schedule": "tensor_pipeline_parallelism",
     "retrieval": "rag",
     "rolling_kv_cache": "sliding_window_attention",
     "sliding_window_band": "sliding_window_attention",
     "sliding_window_reach": "sliding_window_attention",
+    "tensor_parallel": "tensor_pipeline_parallelism",
     "zero_trainer": "zero",
     "weight_initialization_experiment": "weight_initialization",
 }
