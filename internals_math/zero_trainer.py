@@ -257,7 +257,7 @@ class ZeroRank:
 
     def _make_layer(self, names: list[str], flat: Tensor) -> _Layer:
         parts = partition(flat.to(self.dtype), self.group.size)
-        values = parts.flatten().clone() if self.stage == 3 else flat.to(self.dtype, copy=True)
+        values = parts.flatten().clone() if self.stage == 3 else flat.to(self.dtype)
         # .data: a layer that is filled again is no change that autograd must know of.
         parts_of_it = unflatten(values[: len(flat)].data, [self.shapes[name] for name in names])
         weights = {name: view.data.requires_grad_() for name, view in zip(names, parts_of_it, strict=True)}

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from internals_math import tensor_pipeline_parallelism, tiny_lm, trace_store
 from internals_math import tensor_pipeline_parallelism_experiment as experiment
 from internals_math.gpt_pretraining import next_token_loss
+from internals_math.gpt_pretraining_topic import gpt_parameter_count
 from internals_math.model_shapes import parameter_count, preset
 from internals_math.tensor_pipeline_parallelism import (
     KINDS,
@@ -270,8 +271,8 @@ def test_an_all_reduce_pays_for_its_steps_and_its_bytes():
 def test_the_papers_count_is_the_exact_one_but_for_the_final_norm():
     for name in ("gpt-2", "gpt-2-xl", "gpt-3"):
         shape = preset(name)
-        ours = gpt_parameters(shape.num_hidden_layers, shape.hidden_size, shape.vocab_size, shape.num_positions)
-        assert ours == parameter_count(shape) - 2 * shape.hidden_size
+        sizes = (shape.num_hidden_layers, shape.hidden_size, shape.vocab_size, shape.num_positions)
+        assert parameter_count(shape) == gpt_parameter_count(*sizes) == gpt_parameters(*sizes) + 2 * shape.hidden_size
 
 
 def test_flops_of_an_iteration_are_four_passes_over_all_weights_and_scores():

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from internals_math import trace_store, zero
 from internals_math import zero_experiment as experiment
+from internals_math.mixed_precision import training_bytes_per_param
 from internals_math.zero import (
     STAGES,
     Config,
@@ -61,6 +62,13 @@ def test_the_largest_model_fills_the_memory(num_params, stage, n, optimizer, wei
     widths = {"optimizer_bytes": optimizer, "param_bytes": weight, "grad_bytes": gradient}
     memory = model_state_bytes(num_params, stage, n, **widths).total
     assert max_model_size(memory, stage, n, **widths) == pytest.approx(num_params)
+
+
+def test_sixteen_bytes_are_those_of_mixed_precision_training():
+    kept = training_bytes_per_param("mixed")
+    state = model_state_bytes(1, 0, 1)
+    assert (state.params, state.grads) == (kept["weights"], kept["gradients"])
+    assert state.optimizer == kept["master"] + kept["momentum"] + kept["variance"]
 
 
 def test_padding_rounds_a_part_up_to_whole_elements():
@@ -450,7 +458,7 @@ def test_the_large_models_bill_is_the_formula(quick):
     assert quick.bytes_formula[2].tolist() == [state.params, state.grads, state.optimizer]
     torch.testing.assert_close(quick.total_gigabytes, quick.bytes_formula.sum(dim=1) / 1e9)
     torch.testing.assert_close(quick.total_bytes, quick.total_gigabytes * 1e9)
-    assert int(quick.bytes_per_param.sum()) == 16
+    assert quick.bytes_per_param.tolist() == list(training_bytes_per_param("mixed").values())
     assert quick.scaling["stage 1"][4] == model_state_bytes(1e9, 1, 16).total
     assert quick.scaling_gpus.tolist() == [2**k for k in range(11)]
     assert quick.trillion_fits_at == 512
