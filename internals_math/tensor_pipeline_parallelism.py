@@ -101,7 +101,7 @@ def gpt_parameters(l: int, h: int, V: int, s: int) -> int:  # noqa: E741 - the p
         ValueError: a size below 1.
 
     >>> gpt_parameters(96, 12288, 51200, 2048)
-    174614102016
+    174615822336
     """
     _check_sizes(l=l, h=h, V=V, s=s)
     return 12 * l * h**2 + 13 * l * h + (V + s) * h
