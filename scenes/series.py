@@ -125,6 +125,7 @@ TOPICS = (
         "Structured Pruning",
         "Layer pruning, head pruning, and hardware-friendly module-level compression.",
         "Compression",
+        CORE,
     ),
     Topic(
         "mixed_precision",

@@ -50,11 +50,13 @@ TESTED_IN = {
     "paged_blocks": "paged_attention",
     "paged_serving": "paged_attention",
     "pipeline_schedule": "tensor_pipeline_parallelism",
+    "pruning_scores": "structured_pruning",
     "retrieval": "rag",
     "rolling_kv_cache": "sliding_window_attention",
     "sliding_window_band": "sliding_window_attention",
     "sliding_window_reach": "sliding_window_attention",
     "tensor_parallel": "tensor_pipeline_parallelism",
+    "weight_storage": "model_compression",
     "zero_trainer": "zero",
     "weight_initialization_experiment": "weight_initialization",
 }
