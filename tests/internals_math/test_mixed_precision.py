@@ -310,6 +310,7 @@ def test_the_scale_never_leaves_float32():
     scaler = DynamicLossScaler(2.0**126, growth_interval=1)
     assert [scaler.update(False) for _ in range(3)] == [2.0**127] * 3
     assert scaler.growth_tracker == 0
+    assert DynamicLossScaler(FP32.max / 2, growth_interval=1).update(False) == FP32.max
 
 
 @pytest.mark.parametrize(
