@@ -153,6 +153,7 @@ TOPICS = (
         "Gradient Accumulation",
         "Simulating massive batches on small RAM. Effective batch size and variance reduction.",
         "Training at scale",
+        CORE,
     ),
     Topic(
         "weight_initialization",
