@@ -223,6 +223,7 @@ TOPICS = (
         "Model Merging",
         "Combine fine-tuned models without retraining using TIES, DARE, and SLERP.",
         "Foundations",
+        CORE,
     ),
     Topic(
         "rag",
