@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from internals_math import tiny_lm, trace_store, weight_initialization
 from internals_math import weight_initialization_experiment as experiment
 from internals_math.tiny_lm.layers import ModelConfig
+from internals_math.tiny_lm.training import plain_loss
 from internals_math.weight_initialization import (
     ACTIVATIONS,
     HOMOGENEOUS,
@@ -382,7 +383,7 @@ def test_the_start_of_a_model_is_measured_on_its_words_alone():
     assert start["loss"] == pytest.approx(tiny_lm.evaluate(model, corpus), abs=1e-5)
     real = corpus.ids != tiny_lm.PAD
     assert start["variance"] == pytest.approx(float(model(corpus.ids)[real].detach().var(dim=1).mean()), rel=0.01)
-    loss = tiny_lm.training.plain_loss(model, corpus.ids, corpus.labels())
+    loss = plain_loss(model, corpus.ids, corpus.labels())
     parameters = [list(layer.parameters()) for layer in model.model.layers]
     for norm, weights in zip(start["norms"], parameters, strict=True):
         gradients = torch.autograd.grad(loss, weights, retain_graph=True)
@@ -406,6 +407,86 @@ def test_the_stream_is_measured_after_every_branch():
     )
     torch.testing.assert_close(tiny_lm.rms_norm(attended, weight, 1e-5), entering, atol=1e-4, rtol=1e-4)
     assert float(sizes[1]) == pytest.approx(float(attended[real].square().mean().sqrt()), rel=1e-4)
+
+
+def test_profiles_are_means_over_draws_that_all_gains_share():
+    config = Config(depth=2, width=32, seed=7)
+    found = experiment.depth_profiles(config)
+    assert found["draws"] == 64
+    for index, gain in ((0, 0.8), (6, 1.1)):
+        std = gain * math.sqrt(2 / 32)
+        runs = [propagate(2, 32, 16, std, "relu", generator(7 + 10_000 * draw)) for draw in range(64)]
+        mean = torch.stack([run.second_moment for run in runs]).mean(dim=0)
+        torch.testing.assert_close(found["signal"][index], mean.sqrt())
+        back = torch.stack([run.grad_second_moment for run in runs]).mean(dim=0)
+        torch.testing.assert_close(found["gradient"][index], back.sqrt())
+        torch.testing.assert_close(found["signal_predicted"][index], gain ** torch.arange(3.0).double())
+    # gain 1.1 of the ridge: the first draw of the profile's seventh gain
+    torch.testing.assert_close(found["hist"][2].double(), runs[0].histograms, atol=1e-6, rtol=0)
+    torch.testing.assert_close(found["bin_centers"], torch.linspace(-6, 6, 83, dtype=torch.float64)[1::2])
+
+
+def test_streams_are_means_over_draws_with_and_without_scale_and_norm():
+    found = experiment.streams(Config(num_layers=1, seed=2))
+    assert found["num_branches"] == 2
+    for name, scale, prenorm in (
+        ("residual_plain", 1.0, False), ("residual_scaled", 0.5**0.5, False),
+        ("prenorm_plain", 1.0, True), ("prenorm_scaled", 0.5**0.5, True),
+    ):  # fmt: skip
+        runs = [experiment.stream(2 + 10_000 * draw, 2, scale, prenorm=prenorm) for draw in range(24)]
+        torch.testing.assert_close(found[name], torch.stack(runs).mean(dim=0))
+        assert found[name][0] == 1
+        expected = residual_growth(2, scale, "prenorm" if prenorm else "unnormalized")
+        torch.testing.assert_close(found[f"{name}_predicted"], expected)
+
+
+def test_what_costs_little_is_the_same_when_it_is_measured_again(trace):
+    config = Config()
+    parts = (experiment.walks, experiment.half_of_the_energy, experiment.two_ways, experiment.symmetries)
+    for name, value in {key: part for parts_ in parts for key, part in parts_(config).items()}.items():
+        kept = getattr(trace, name)
+        if isinstance(value, torch.Tensor):
+            torch.testing.assert_close(value, kept, atol=1e-5, rtol=1e-4, msg=name)
+        else:
+            assert value == kept
+
+
+@pytest.mark.parametrize(("row", "scheme"), [(0, "kaiming_fan_in"), (1, "xavier"), (2, "constant_std")])
+def test_the_mlp_descends_by_plain_gradient_steps(trace, row, scheme):
+    losses, first = experiment.train_mlp(scheme, 0.02, 0, steps=2)
+    torch.testing.assert_close(losses, trace.mlp_losses[row, :2], atol=1e-5, rtol=1e-5)
+    assert first == pytest.approx(float(trace.mlp_first_layer_grad[row]), rel=1e-3)
+    x, y = experiment.word_pairs()
+    order = torch.randperm(len(x), generator=generator(0))
+    weights = experiment.mlp_weights(scheme, 0.02, 0)
+    assert len(weights) == 2 * (trace.mlp_depth + 1)
+    for step in range(2):
+        rows = order[256 * step : 256 * (step + 1)]
+        loss = torch.nn.functional.cross_entropy(experiment.mlp_logits(weights, x[rows]), y[rows])
+        assert float(loss.detach()) == pytest.approx(float(losses[step]), abs=1e-5)
+        gradients = torch.autograd.grad(loss, weights)
+        if step == 0:
+            assert first == pytest.approx(float(gradients[0].norm()), rel=1e-3)
+        weights = [(w - 0.03 * g).detach().requires_grad_() for w, g in zip(weights, gradients, strict=True)]
+
+
+def test_every_start_reads_the_same_documents_with_adam():
+    config = Config(seed=3)
+    start, losses = experiment.train_lm("constant_std", 0.2, config, 2)
+    corpus = tiny_lm.training_corpus(size=64)
+    model = tiny_lm.TinyLM(init=experiment.lm_init("constant_std", 0.2), seed=3)
+    assert start["loss"] == pytest.approx(tiny_lm.evaluate(model, corpus.first(32)), abs=1e-5)
+    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.98), weight_decay=0.0)
+    order = torch.randperm(64, generator=generator(3))
+    for step, rate in enumerate((0.005 / 50, 0.005 * 2 / 50)):  # warm-up
+        rows = order[32 * step : 32 * (step + 1)]
+        loss = plain_loss(model, corpus.ids[rows], corpus.labels()[rows])
+        assert float(losses[step]) == pytest.approx(float(loss.detach()), abs=1e-4)
+        optimizer.zero_grad()
+        loss.backward()
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.step()
 
 
 # -- the trace ---------------------------------------------------------------------------------------------------------
