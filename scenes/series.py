@@ -210,6 +210,7 @@ TOPICS = (
         "Chinchilla Scaling Laws",
         "Power laws, compute-optimal frontiers, and why GPT-3 was massively over-parameterized.",
         "Foundations",
+        CORE,
     ),
     Topic(
         "mixture_of_experts",

@@ -53,6 +53,8 @@ TESTED_IN = {
     "pruning_scores": "structured_pruning",
     "retrieval": "rag",
     "rolling_kv_cache": "sliding_window_attention",
+    "scaling_fit": "chinchilla",
+    "scaling_law": "chinchilla",
     "sliding_window_band": "sliding_window_attention",
     "sliding_window_reach": "sliding_window_attention",
     "tensor_parallel": "tensor_pipeline_parallelism",
