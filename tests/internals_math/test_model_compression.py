@@ -304,6 +304,8 @@ def test_huffman_words_fill_the_tree_and_come_within_a_bit_of_the_entropy(number
 def test_a_tree_made_by_hand_has_these_word_lengths():
     assert huffman_code_lengths(torch.tensor([1, 2, 4, 8])).tolist() == [3, 3, 2, 1]
     assert huffman_code_lengths(torch.tensor([0, 5, 0])).tolist() == [0, 0, 0]
+    # Lengths 1, 2, 3, 4, 4 would be as good on average; of equal weights a symbol is joined first.
+    assert huffman_code_lengths(torch.tensor([4, 2, 2, 1, 1])).tolist() == [2, 2, 2, 3, 3]
     assert huffman_mean_length(torch.tensor([1, 2, 4, 8])) == pytest.approx((3 + 6 + 8 + 8) / 15)
     assert entropy_bits(torch.tensor([4, 4, 4, 4])) == pytest.approx(2)
 
