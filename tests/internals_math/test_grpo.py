@@ -560,27 +560,61 @@ def test_the_dial_turns_answers_into_successes_one_by_one():
 # -- the run -----------------------------------------------------------------------------------------------------------
 
 
-def test_the_worked_group_is_rehung_from_its_mean(trace):
-    rewards = trace.group_rewards
-    assert (rewards > 0).all()
-    assert len(rewards.unique()) >= 3
-    torch.testing.assert_close(trace.group_centered, rewards - trace.group_mean)
-    torch.testing.assert_close(trace.group_advantage, trace.group_centered / trace.group_std)
+def test_the_worked_group_is_rehung_from_its_mean(trace, world):
     taste = preference_task.word_scores()
-    gold = [float(taste[tiny_lm.encode(f"a {words}")[1:]][-2:].sum()) for words in trace.group_tokens]
-    assert torch.allclose(rewards - torch.tensor(gold).double(), rewards[:1] - gold[0])
+    for values in (vars(trace), experiment.one_group(world)):
+        rewards = values["group_rewards"]
+        assert (rewards > 0).all()
+        assert len(rewards.unique()) >= 3
+        torch.testing.assert_close(values["group_centered"], rewards - values["group_mean"])
+        torch.testing.assert_close(values["group_advantage"], values["group_centered"] / values["group_std"])
+        gold = [float(taste[tiny_lm.encode(f"a {words}")][-2:].sum()) for words in values["group_tokens"]]
+        assert torch.allclose(rewards - torch.tensor(gold).double(), rewards[:1] - gold[0])
+        assert len(values["prompt_tokens"]) == 8
+        torch.testing.assert_close(values["zero_rewards"][12], rewards)
+        torch.testing.assert_close(values["zero_rewards"] - values["zero_shifts"][:, None], rewards.expand(19, 8))
 
 
-def test_one_mean_for_all_prompts_mislabels_whole_groups(trace):
-    rewards = trace.batch_rewards
-    assert trace.batch_mean == pytest.approx(float(rewards.mean()))
-    torch.testing.assert_close(trace.batch_group_means, rewards.mean(dim=1))
+def test_a_group_without_positive_rewards_is_still_one_of_three_kinds():
+    low = experiment.make_world(Config(reward_offset=-3, prompt_offset=0, method="rloo"))
+    values = experiment.one_group(low)
+    assert len(values["group_rewards"].unique()) >= 3
+    torch.testing.assert_close(values["group_advantage"], 8 / 7 * values["group_centered"])
+
+
+def test_one_mean_for_all_prompts_mislabels_whole_groups(trace, world):
+    for values in (vars(trace), experiment.one_batch(world)):
+        rewards = values["batch_rewards"]
+        assert values["batch_mean"] == pytest.approx(float(rewards.mean()))
+        torch.testing.assert_close(values["batch_group_means"], rewards.mean(dim=1))
+        for method in METHODS:
+            torch.testing.assert_close(values["batch_advantages"][method], group_advantages(rewards, method=method))
+        one_sided = (values["batch_advantages"]["batch_mean"] > 0).double().mean(dim=1)
+        assert ((one_sided == 0) | (one_sided == 1)).sum() >= 2
+        succeeded = (world.gold >= 1).double()
+        torch.testing.assert_close(values["prompt_success"], (world.reference_probs * succeeded).sum(dim=1))
+        assert values["prompts"] == world.task.prompts
+
+
+def test_noise_is_measured_on_the_sampled_gradients(world, gradients):
+    values = experiment.gradient_noise(world)
     for method in METHODS:
-        torch.testing.assert_close(trace.batch_advantages[method], group_advantages(rewards, method=method))
-    one_sided = (trace.batch_advantages["batch_mean"] > 0).double().mean(dim=1)
-    assert ((one_sided == 0) | (one_sided == 1)).sum() >= 2
-    assert (trace.prompt_success > 0).all()
-    assert (trace.prompt_success < 1).all()
+        samples = experiment.sampled_gradients(gradients, method, 8, 50)
+        statistics = gradient_statistics(samples, gradients.exact)
+        assert values["gradient_variance"][method] == pytest.approx(statistics["relative_variance"])
+        assert values["gradient_cosine"][method] == pytest.approx(statistics["cosine_mean"])
+        assert values["gradient_bias"][method] == pytest.approx(statistics["bias"])
+        # what the mean of 50 unbiased samples would miss by: its standard error
+        error = samples.var(dim=0, correction=0).sum().div(50).sqrt() / gradients.exact.norm()
+        assert values["gradient_bias_noise"][method] == pytest.approx(float(error))
+        assert float(values["variance_by_group_size"][method][2]) == pytest.approx(statistics["relative_variance"])
+        assert float(values["zero_variance"][method][12]) == pytest.approx(statistics["relative_variance"])
+        assert values["gradient_cloud"][method].shape == (50, 2)
+    pairs = gradient_statistics(experiment.sampled_gradients(gradients, "rloo", 2, 50), gradients.exact)
+    assert float(values["variance_by_group_size"]["rloo"][0]) == pytest.approx(pairs["relative_variance"])
+    lifted = dataclasses.replace(gradients, rewards=gradients.rewards + 3)
+    far = gradient_statistics(experiment.sampled_gradients(lifted, "none", 8, 50), gradients.exact)
+    assert float(values["zero_variance"]["none"][-1]) == pytest.approx(far["relative_variance"])
 
 
 def test_a_baseline_for_each_prompt_takes_most_of_the_variance(trace):
@@ -601,8 +635,6 @@ def test_a_baseline_for_each_prompt_takes_most_of_the_variance(trace):
 
 
 def test_only_without_a_baseline_does_it_matter_where_zero_is(trace):
-    torch.testing.assert_close(trace.zero_rewards[12], trace.group_rewards)
-    torch.testing.assert_close(trace.zero_rewards - trace.zero_shifts[:, None], trace.group_rewards.expand(19, 8))
     for method, variance in trace.zero_variance.items():
         assert float(variance[12]) == pytest.approx(trace.gradient_variance[method])
         assert (float(variance.max()) < 1.001 * float(variance.min())) == (method != "none")
@@ -622,25 +654,52 @@ def test_clouds_are_centered_on_one_tip(trace):
 
 
 def test_curves_of_weight_and_silence(trace):
-    torch.testing.assert_close(trace.weight_curve, expected_prompt_weight(trace.weight_p, 8))
-    torch.testing.assert_close(trace.weight_curve_limit, 1 / (trace.weight_p * (1 - trace.weight_p)).sqrt())
-    torch.testing.assert_close(trace.silent_curve, trace.silent_by_group_size["8"])
-    assert (trace.silent_by_group_size["64"] < trace.silent_by_group_size["2"]).all()
-    assert trace.weight_p[[0, 49, 98]].tolist() == [0.01, 0.5, 0.99]
+    for values in (vars(trace), experiment.prompt_weights(8)):
+        p = values["weight_p"]
+        torch.testing.assert_close(values["weight_curve"], expected_prompt_weight(p, 8))
+        torch.testing.assert_close(values["weight_curve_limit"], 1 / (p * (1 - p)).sqrt())
+        torch.testing.assert_close(values["silent_curve"], zero_signal_probability(p, 8))
+        for size, curve in values["silent_by_group_size"].items():
+            torch.testing.assert_close(curve, zero_signal_probability(p, int(size)))
+        assert p[[0, 49, 98]].tolist() == [0.01, 0.5, 0.99]
 
 
-def test_ends_of_a_lost_tale_differ_in_length_and_so_do_the_weights(trace):
-    assert trace.answer_lengths.tolist() == [len(text.split()) for text in trace.length_answers]
-    assert set(trace.answer_lengths.tolist()) == {9, 12}
-    assert all(text.endswith(" .") for text in trace.length_answers)
-    short, long = (trace.token_weight["grpo"][trace.answer_lengths == size][0] for size in (9, 12))
-    assert float(short / long) == pytest.approx(12 / 9)
-    assert len(trace.token_weight["dapo"].unique()) == len(trace.token_weight["dr_grpo"].unique()) == 1
+def test_ends_of_a_lost_tale_differ_in_length_and_so_do_the_weights(trace, world):
+    for values in (vars(trace), experiment.lengths(world)):
+        sizes = values["answer_lengths"]
+        assert sizes.tolist() == [len(text.split()) for text in values["length_answers"]]
+        assert set(sizes.tolist()) == {9, 12}
+        assert all(text.endswith(" .") for text in values["length_answers"])
+        assert len(set(values["length_answers"])) > 2
+        for kind, weights in values["token_weight"].items():
+            limit = values["length_limit"]
+            torch.testing.assert_close(weights, token_weights(sizes, loss_type=kind, max_length=limit))
 
 
 def test_estimator_shapes_touch_zero_at_the_reference(trace):
-    torch.testing.assert_close(trace.kl_k1, -trace.kl_u.log())
-    torch.testing.assert_close(trace.kl_k3, trace.kl_u - 1 - trace.kl_u.log())
+    for values in (vars(trace), experiment.estimator_shapes()):
+        torch.testing.assert_close(values["kl_k1"], -values["kl_u"].log())
+        torch.testing.assert_close(values["kl_k3"], values["kl_u"] - 1 - values["kl_u"].log())
+
+
+def test_curves_of_training_are_exact(world, monkeypatch):
+    monkeypatch.setattr(experiment, "TRAINED", ())  # only the method of the config
+    values = experiment.training(world)
+    policy, probs, silent = experiment.train(world, "grpo", done=0, of=10)
+    torch.testing.assert_close(values["curve_silent"]["grpo"], silent)
+    gold = world.task.gold_rewards.double()
+    for step in (0, 10):
+        now = probs[step].view(6, 112, 112)
+        reward = preference_task.exact_expected_reward(now, gold).mean()
+        success = preference_task.exact_expected_reward(now, (gold >= 1).double()).mean()
+        kl = preference_task.exact_kl(now, world.reference_probs.view(6, 112, 112)).mean()
+        torch.testing.assert_close(values["curve_reward"]["grpo"][step], reward)
+        torch.testing.assert_close(values["curve_success"]["grpo"][step], success)
+        torch.testing.assert_close(values["curve_kl"]["grpo"][step], kl)
+    assert values["steps"].tolist() == list(range(11))
+    assert (values["samples_after"], values["tale_loss_after"]) == experiment.answers_and_loss(world, policy)
+    assert values["tale_loss_before"] < values["tale_loss_after"]
+    assert len(values["samples_before"]) == 6
 
 
 def test_every_method_learns_the_task_and_group_baselines_learn_it_sooner(trace):
