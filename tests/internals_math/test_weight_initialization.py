@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from internals_math import tiny_lm, trace_store, weight_initialization
@@ -179,6 +179,7 @@ def test_the_correct_gain_keeps_signal_and_gradient_level_on_average():
     assert float(typical[-1] - typical[0]) == pytest.approx(-5 * 20 / (2 * 256), abs=0.12)
 
 
+@settings(max_examples=20)
 @given(st.floats(0.7, 1.4))
 def test_a_gain_multiplies_the_signal_in_every_layer(scale):
     level, other = (propagate(12, 32, 8, g * math.sqrt(2 / 32), "relu", generator(3)) for g in (1.0, scale))
@@ -220,7 +221,7 @@ def test_orthogonal_linear_layers_keep_every_length_at_any_depth():
 @pytest.mark.parametrize("prenorm", [False, True])
 @pytest.mark.parametrize("scale", [1.0, 12**-0.5])
 def test_residual_streams_grow_as_predicted(prenorm, scale):
-    runs = [experiment.stream(seed, 12, scale, prenorm=prenorm) for seed in range(40)]
+    runs = [experiment.stream(seed, 12, scale, prenorm=prenorm) for seed in range(24)]
     expected = residual_growth(12, scale, "prenorm" if prenorm else "unnormalized")
     close(torch.stack(runs).mean(dim=0), expected, 0.1)
 
@@ -275,6 +276,7 @@ def test_the_symmetric_task_is_learned_by_descent():
     torch.testing.assert_close(run[1], expected)
 
 
+@settings(max_examples=20)
 @given(st.integers(0, 20), st.floats(0, 0.5))
 def test_logits_cost_half_their_variance(seed, spread):
     logits = spread * torch.randn(4000, 100, generator=generator(seed), dtype=torch.float64)
@@ -409,13 +411,14 @@ def test_the_stream_is_measured_after_every_branch():
     assert float(sizes[1]) == pytest.approx(float(attended[real].square().mean().sqrt()), rel=1e-4)
 
 
-def test_profiles_are_means_over_draws_that_all_gains_share():
+def test_profiles_are_means_over_draws_that_all_gains_share(monkeypatch):
+    monkeypatch.setattr(experiment, "WORK", 3 * 2 * 32**2)
     config = Config(depth=2, width=32, seed=7)
     found = experiment.depth_profiles(config)
-    assert found["draws"] == 64
+    assert found["draws"] == 3
     for index, gain in ((0, 0.8), (6, 1.1)):
         std = gain * math.sqrt(2 / 32)
-        runs = [propagate(2, 32, 16, std, "relu", generator(7 + 10_000 * draw)) for draw in range(64)]
+        runs = [propagate(2, 32, 16, std, "relu", generator(7 + 10_000 * draw)) for draw in range(3)]
         mean = torch.stack([run.second_moment for run in runs]).mean(dim=0)
         torch.testing.assert_close(found["signal"][index], mean.sqrt())
         back = torch.stack([run.grad_second_moment for run in runs]).mean(dim=0)
