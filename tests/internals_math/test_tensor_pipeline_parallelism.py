@@ -126,6 +126,13 @@ def test_a_cut_vocabulary_gives_the_loss_of_the_whole(scale, seed, t):
     torch.testing.assert_close(*gradients, atol=1e-5, rtol=1e-5)
 
 
+def test_a_cut_vocabulary_takes_any_batch_of_tokens():
+    logits, targets = randn(2, 3, 8, seed=1), torch.tensor([[0, 7, 3], [4, 2, 5]])
+    theirs = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
+    ours = vocab_parallel_cross_entropy(logits.chunk(4, dim=-1), targets)
+    torch.testing.assert_close(ours, theirs.view(2, 3))
+
+
 @few
 @given(st.integers(1, 6), st.integers(1, 3), seeds)
 def test_the_ring_adds_everything_up_in_two_rounds(t, n, seed):
