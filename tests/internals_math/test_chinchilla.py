@@ -195,6 +195,15 @@ def test_starts_may_be_given_and_the_objective_is_a_sum_whatever_was_minimized()
     assert not summed.converged
 
 
+@pytest.mark.parametrize("growing", [N, D])
+def test_losses_that_rise_with_size_or_data_have_no_law(growing):
+    falling = D if growing is N else N
+    losses = 2 * growing**0.05 * falling**-0.02
+    start = torch.tensor([[-1.0, 0.5, 0.5, -0.05, 0.02], [-1.0, 0.5, 0.5, 0.02, -0.05]], dtype=torch.float64)
+    with pytest.raises(ValueError, match="no start led to a law with alpha and beta > 0"):
+        fit_parametric_loss(N, D, losses, init_grid=start[[0 if growing is N else 1]])
+
+
 def test_a_parabola_returns_its_own_centre_and_depth():
     logs = torch.tensor([-2.0, -1.0, 0.0, 1.0, 2.0], dtype=torch.float64) + math.log(5e8)
     losses = 2.5 + 0.1 * (logs - math.log(5e8)) ** 2
