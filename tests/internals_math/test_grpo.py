@@ -549,6 +549,7 @@ def test_memory_is_listed_in_gigabytes_with_zero_for_what_is_not_there():
 def test_the_dial_turns_answers_into_successes_one_by_one():
     values = experiment.dial(0)
     rewards = values["dial_rewards"]
+    torch.testing.assert_close(values["dial_p"], torch.linspace(0.05, 0.95, 19, dtype=torch.float64))
     assert (rewards.diff(dim=0) >= 0).all()
     silent = rewards.amin(dim=1) == rewards.amax(dim=1)
     assert (values["dial_advantages"][silent] == 0).all()
@@ -659,6 +660,7 @@ def test_curves_of_weight_and_silence(trace):
         torch.testing.assert_close(values["weight_curve"], expected_prompt_weight(p, 8))
         torch.testing.assert_close(values["weight_curve_limit"], 1 / (p * (1 - p)).sqrt())
         torch.testing.assert_close(values["silent_curve"], zero_signal_probability(p, 8))
+        assert values["silent_by_group_size"].keys() == {"2", "4", "8", "16", "32", "64"}
         for size, curve in values["silent_by_group_size"].items():
             torch.testing.assert_close(curve, zero_signal_probability(p, int(size)))
         assert p[[0, 49, 98]].tolist() == [0.01, 0.5, 0.99]
