@@ -46,6 +46,7 @@ TESTED_IN = {
     "grpo_experiment": "grpo",
     "ppo_experiment": "ppo",
     "float_formats": "mixed_precision",
+    "multi_latent_attention_experiment": "multi_latent_attention",
     "normal_float": "quantization",
     "paged_blocks": "paged_attention",
     "paged_serving": "paged_attention",
