@@ -48,6 +48,15 @@ def test_a_rotation_keeps_the_length(head_dim, position, layout):
     torch.testing.assert_close(turned.norm(dim=-1), x.norm(dim=-1))
 
 
+@pytest.mark.parametrize("layout", rope.LAYOUTS)
+def test_each_text_of_a_batch_may_have_positions_of_its_own(layout):
+    positions, inv_freq = torch.tensor([[0, 1, 2], [5, 7, 11]]), rope_frequencies(8)
+    x = vectors(6, 8).view(2, 3, 8)
+    together = apply_rotary(x, *rope_cos_sin(positions, inv_freq, layout), layout)
+    for alone, places, whole in zip(x, positions, together, strict=True):
+        torch.testing.assert_close(turn(alone, places, inv_freq, layout), whole)
+
+
 @given(HEAD_DIMS, POSITIONS, POSITIONS, LAYOUTS)
 def test_rotation_matrices_form_a_group(head_dim, m, n, layout):
     inv_freq = rope_frequencies(head_dim)
