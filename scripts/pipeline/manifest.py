@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import internals_math
-from internals_math.sources import source_hash
 from scenes.series import Topic
 from scripts.pipeline.files import file_hash
+from scripts.pipeline.known_sources import source_hash
 from scripts.pipeline.quality import Quality
 
 MANIFEST = "manifest.json"
