@@ -29,6 +29,25 @@ def trace():
     return trace_store.get(dpo)
 
 
+@pytest.fixture(params=["default", "short"])
+def either_trace(request):
+    """What holds for every run is asked of the default one and of a run made here and now."""
+    return request.getfixturevalue("trace" if request.param == "default" else "short_trace")
+
+
+@pytest.fixture(scope="module")
+def short_run():
+    return dpo_experiment.train(Config(n_pairs=128, train_steps=22))
+
+
+@pytest.fixture(scope="module")
+def short_trace(short_run):
+    """What the trace says of the short run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dpo_experiment, "train", lambda config: short_run)
+        return dpo.trace(short_run.config)
+
+
 def some_probs(*shape, seed=0):
     return torch.softmax(2 * randn(*shape, seed=seed), dim=-1)
 
@@ -203,6 +222,105 @@ def test_a_setting_out_of_its_range_is_refused(setting):
         Config.parse([setting])
 
 
+# -- what the trace says of a run --------------------------------------------------------------------------------------
+
+
+def places_of(answers):
+    """Where answers of two words stand among all."""
+    return torch.tensor(
+        [ids[0] * tiny_lm.VOCAB_SIZE + ids[1] for ids in (tiny_lm.encode(a, bos=False) for a in answers)]
+    )
+
+
+def divergence(policy, reference):
+    """KL(policy ‖ reference), averaged over the prompts."""
+    return float(torch.nn.functional.kl_div(reference.log(), policy, reduction="none").sum(dim=1).mean())
+
+
+def worth(policy, rewards):
+    """The expected reward, averaged over the prompts."""
+    return float((policy * rewards).sum(dim=1).mean())
+
+
+def test_bars_are_looked_up_in_the_policies_after_the_shown_prompt(short_run, short_trace):
+    shown, reference, rewards = places_of(short_trace.answer_tokens[:-1]), short_run.reference_probs, short_run.rewards
+    beta = short_run.config.beta
+    best = torch.softmax(reference.log() + rewards / beta, dim=1)
+    for bars, table in (
+        (short_trace.reference_probs, reference),
+        (short_trace.gold_rewards, rewards),
+        (short_trace.optimal_probs, best),
+        (short_trace.trained_probs[2], short_run.probs[2]),
+    ):
+        torch.testing.assert_close(bars[:-1], table[0, shown])
+    assert short_trace.scaled_log_partition == pytest.approx(
+        beta * math.log(float((reference[0] * (rewards[0] / beta).exp()).sum()))
+    )
+    assert short_trace.tilt_betas[[0, -1]].tolist() == pytest.approx([5, 0.05])
+    for row in (0, 20, 40):
+        tilted = torch.softmax(reference[0].log() + rewards[0] / short_trace.tilt_betas[row], dim=0)
+        torch.testing.assert_close(short_trace.tilted_probs[row, :-1], tilted[shown])
+
+
+def test_frontier_and_path_are_sums_over_all_answers(short_run, short_trace):
+    reference, rewards = short_run.reference_probs, short_run.rewards
+    best = torch.softmax(reference.log() + rewards / short_run.config.beta, dim=1)
+    assert short_trace.optimal_kl == pytest.approx(divergence(best, reference))
+    assert short_trace.optimal_reward == pytest.approx(worth(best, rewards))
+    assert short_trace.frontier_betas[[0, -1]].tolist() == pytest.approx([100, 0.01])
+    for row in (10, 30, 59):
+        tilted = torch.softmax(reference.log() + rewards / short_trace.frontier_betas[row], dim=1)
+        assert float(short_trace.frontier_kl[row]) == pytest.approx(divergence(tilted, reference), rel=1e-5)
+        assert float(short_trace.frontier_reward[row]) == pytest.approx(worth(tilted, rewards))
+    last = short_run.probs[-1]
+    assert float(short_trace.kl_path[-1]) == pytest.approx(divergence(last, reference))
+    assert float(short_trace.reward_path[-1]) == pytest.approx(worth(last, rewards))
+    distance = 0.5 * (last - best).abs().sum(dim=1).mean()
+    assert float(short_trace.total_variation[-1]) == pytest.approx(float(distance))
+
+
+def test_curves_follow_from_the_log_probabilities_of_all_pairs(short_run, short_trace):
+    """Every pair is scored anew, from the exact tables of both policies."""
+    assert short_trace.steps.tolist() == [0, 5, 10, 15, 20, 22]
+    pairs, beta = short_run.pairs, short_run.config.beta
+    won, lost = (
+        [table[pairs.prompt, words[:, 0] * tiny_lm.VOCAB_SIZE + words[:, 1]].log()
+         for table in (short_run.probs[-1], short_run.reference_probs)]
+        for words in (pairs.chosen, pairs.rejected)
+    )  # fmt: skip
+    chosen, rejected = beta * (won[0] - won[1]), beta * (lost[0] - lost[1])
+    for curve, expected in (
+        (short_trace.chosen_logp_curve, won[0]),
+        (short_trace.rejected_logp_curve, lost[0]),
+        (short_trace.chosen_reward_curve, chosen),
+        (short_trace.rejected_reward_curve, rejected),
+        (short_trace.margin_mean, chosen - rejected),
+        (short_trace.loss_curve, torch.nn.functional.softplus(rejected - chosen)),
+        (short_trace.accuracy_curve, (chosen > rejected).double()),
+    ):
+        assert float(curve[-1]) == pytest.approx(float(expected.mean()), abs=1e-5)
+    assert short_trace.margins_history[-1].tolist() == pytest.approx((chosen - rejected)[:24].tolist(), abs=1e-4)
+    assert float(short_trace.margin_mean[-1]) > 0.05
+    assert float(short_trace.loss_curve[-1]) < float(short_trace.loss_curve[0])
+
+
+def test_the_shown_pair_is_the_first_one_after_its_prompt_that_follows_the_rewards(short_run, short_trace):
+    taste, pairs = preference_task.word_scores(), short_run.pairs
+    for prompt, won, lost in zip(pairs.prompt.tolist(), pairs.chosen, pairs.rejected, strict=True):
+        better, worse = (float(taste[words].sum()) - 0.5 * float(words[0] == words[1]) for words in (won, lost))
+        if prompt == 0 and better > worse:
+            break
+    assert short_trace.chosen_tokens == tiny_lm.tokens(won)
+    assert short_trace.rejected_tokens == tiny_lm.tokens(lost)
+    for row, tokens in enumerate((short_trace.chosen_tokens, short_trace.rejected_tokens)):
+        place = places_of([" ".join(tokens)])
+        for logps, table in (
+            (short_trace.sequence_logps_policy, short_run.probs[-1]),
+            (short_trace.sequence_logps_reference, short_run.reference_probs),
+        ):
+            assert float(logps[row]) == pytest.approx(float(table[0, place].log()), abs=1e-4)
+
+
 # -- the run -----------------------------------------------------------------------------------------------------------
 
 
@@ -235,46 +353,57 @@ def test_the_trained_policy_comes_near_the_best_one_and_both_answers_lose_probab
     assert trace.tale_loss_before < trace.tale_loss_after < 0.6
 
 
-def test_the_bars_and_arrows_of_the_trace_belong_together(trace):
-    for probs in (trace.reference_probs, trace.optimal_probs, trace.tilted_probs, trace.trained_probs):
+def test_the_bars_and_arrows_of_the_trace_belong_together(either_trace):
+    for probs in (
+        either_trace.reference_probs,
+        either_trace.optimal_probs,
+        either_trace.tilted_probs,
+        either_trace.trained_probs,
+    ):
         torch.testing.assert_close(probs.sum(dim=-1), torch.ones(probs.shape[:-1], dtype=torch.float64))
     single = slice(0, -1)
-    torch.testing.assert_close(trace.log_ratios[single] + trace.scaled_log_partition, trace.gold_rewards[single])
-    ratio = trace.config.beta * (trace.optimal_probs / trace.reference_probs).log()
-    torch.testing.assert_close(ratio[single], trace.log_ratios[single])
-    gaps = trace.implied_rewards[single] - trace.gold_rewards[single]
+    torch.testing.assert_close(
+        either_trace.log_ratios[single] + either_trace.scaled_log_partition, either_trace.gold_rewards[single]
+    )
+    ratio = either_trace.config.beta * (either_trace.optimal_probs / either_trace.reference_probs).log()
+    torch.testing.assert_close(ratio[single], either_trace.log_ratios[single])
+    gaps = either_trace.implied_rewards[single] - either_trace.gold_rewards[single]
     torch.testing.assert_close(gaps, gaps[:1].expand(8), atol=1e-5, rtol=0)
-    assert torch.isnan(trace.gold_rewards[-1])
+    assert torch.isnan(either_trace.gold_rewards[-1])
     task = preference_task.make_preference_task(tiny_lm.load("base"))
     with torch.no_grad():
         reference = preference_task.answer_log_probs(tiny_lm.load("base"), task).double().exp()[0]
     mean = float((reference * task.gold_rewards[0]).sum())  # of prompt 0, over all answers
-    torch.testing.assert_close(trace.implied_rewards[single] + mean, trace.gold_rewards[single], atol=1e-5, rtol=0)
-    best_and_worst = trace.gold_rewards[[-3, -2]]
-    assert best_and_worst.tolist() == [2, -2]
-    torch.testing.assert_close(trace.lifted_rewards - trace.floors[:, None], best_and_worst.expand(17, 2))
-    assert trace.answer_tokens[-1] == "all others"
     torch.testing.assert_close(
-        trace.lifted_rewards.diff(dim=1)[:, 0], torch.full((17,), -trace.lifted_gap, dtype=torch.float64)
+        either_trace.implied_rewards[single] + mean, either_trace.gold_rewards[single], atol=1e-5, rtol=0
+    )
+    best_and_worst = either_trace.gold_rewards[[-3, -2]]
+    assert best_and_worst.tolist() == [2, -2]
+    torch.testing.assert_close(either_trace.lifted_rewards - either_trace.floors[:, None], best_and_worst.expand(17, 2))
+    assert either_trace.answer_tokens[-1] == "all others"
+    torch.testing.assert_close(
+        either_trace.lifted_rewards.diff(dim=1)[:, 0], torch.full((17,), -either_trace.lifted_gap, dtype=torch.float64)
     )
 
 
-def test_the_pair_on_screen_is_read_word_by_word(trace):
-    torch.testing.assert_close(trace.token_logps_reference.sum(dim=1), trace.sequence_logps_reference)
-    torch.testing.assert_close(trace.token_logps_policy.sum(dim=1), trace.sequence_logps_policy)
-    ids = tiny_lm.encode(f"{tiny_lm.PROMPT} {' '.join(trace.chosen_tokens)}")
+def test_the_pair_on_screen_is_read_word_by_word(either_trace):
+    torch.testing.assert_close(either_trace.token_logps_reference.sum(dim=1), either_trace.sequence_logps_reference)
+    torch.testing.assert_close(either_trace.token_logps_policy.sum(dim=1), either_trace.sequence_logps_policy)
+    ids = tiny_lm.encode(f"{tiny_lm.PROMPT} {' '.join(either_trace.chosen_tokens)}")
     logits = tiny_lm.load("base")(torch.tensor([ids]))
     mask = torch.zeros(1, len(ids), dtype=torch.bool)
     mask[:, -2:] = True
     whole = sequence_log_probs(logits, torch.tensor([ids]), mask)
-    assert float(whole) == pytest.approx(float(trace.sequence_logps_reference[0]), abs=1e-5)
+    assert float(whole) == pytest.approx(float(either_trace.sequence_logps_reference[0]), abs=1e-5)
 
 
-def test_dots_weights_and_losses_follow_the_margins(trace):
-    torch.testing.assert_close(trace.weights_history, torch.sigmoid(-trace.margins_history))
-    torch.testing.assert_close(trace.losses_history, torch.nn.functional.softplus(-trace.margins_history))
-    torch.testing.assert_close(trace.curve_loss, torch.nn.functional.softplus(-trace.curve_margins))
-    assert trace.kl_path.shape == trace.steps.shape
+def test_dots_weights_and_losses_follow_the_margins(either_trace):
+    torch.testing.assert_close(either_trace.weights_history, torch.sigmoid(-either_trace.margins_history))
+    torch.testing.assert_close(either_trace.losses_history, torch.nn.functional.softplus(-either_trace.margins_history))
+    torch.testing.assert_close(either_trace.curve_loss, torch.nn.functional.softplus(-either_trace.curve_margins))
+    assert either_trace.kl_path.shape == either_trace.steps.shape
+    assert either_trace.curve_margins[[0, -1]].tolist() == [-4, 6]
+    assert either_trace.floors[[0, -1]].tolist() == [-1, 1]
 
 
 def test_another_seed_meets_other_prompts_and_smoothed_labels_keep_margins_small():
