@@ -46,6 +46,20 @@ def small_run():
     )
 
 
+@pytest.fixture(params=["default", "small"])
+def either_trace(request):
+    """What holds for every run is asked of the default one and of a run made here and now."""
+    return request.getfixturevalue("trace" if request.param == "default" else "small_trace")
+
+
+@pytest.fixture(scope="module")
+def small_trace(small_run):
+    """What the trace says of the small run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rlhf_experiment, "train", lambda config: small_run)
+        return rlhf.trace(small_run.config)
+
+
 def some_probs(*shape, seed=0):
     return torch.softmax(2 * randn(*shape, seed=seed), dim=-1)
 
@@ -391,35 +405,159 @@ def test_another_seed_meets_other_prompts(small_run):
     assert small_run.task.prompts[1] != preference_task.make_preference_task(tiny_lm.load("base")).prompts[1]
 
 
+# -- what the trace says of a run --------------------------------------------------------------------------------------
+
+
+def places_of(answers):
+    """Where answers of two words stand among all."""
+    return torch.tensor(
+        [ids[0] * tiny_lm.VOCAB_SIZE + ids[1] for ids in (tiny_lm.encode(a, bos=False) for a in answers)]
+    )
+
+
+def divergence(policy, reference):
+    """KL(policy ‖ reference), averaged over the prompts."""
+    return float(torch.nn.functional.kl_div(reference.log(), policy, reduction="none").sum(dim=1).mean())
+
+
+def worth(policy, rewards):
+    """The expected reward, averaged over the prompts."""
+    return float((policy * rewards).sum(dim=1).mean())
+
+
+def test_bars_are_looked_up_in_the_policies_and_rewards_after_the_shown_prompt(small_run, small_trace):
+    shown = places_of(small_trace.answer_tokens[:-1])
+    for bars, table in (
+        (small_trace.pretrained_probs, small_run.pretrained_probs),
+        (small_trace.sft_probs, small_run.sft_probs),
+        (small_trace.rl_probs[2], small_run.rl_probs[2]),
+        (small_trace.final_probs, small_run.rl_probs[-1]),
+        (small_trace.shown_gold, small_run.gold),
+        (small_trace.shown_proxy, small_run.proxy),
+    ):
+        torch.testing.assert_close(bars[:-1], table[0, shown])
+    ladder = small_trace.ladder_rewards[-1] - small_trace.reward_bias
+    torch.testing.assert_close(ladder, small_trace.shown_proxy[:-1], atol=1e-5, rtol=0)
+    assert small_trace.prompt_tokens == tiny_lm.tokens(small_run.task.prefixes[0])
+    assert small_trace.pretrained_gold == pytest.approx(worth(small_run.pretrained_probs, small_run.gold))
+    assert small_trace.sft_gold == pytest.approx(worth(small_run.sft_probs, small_run.gold))
+
+
+def test_the_frontier_is_the_imitator_tilted_by_the_learned_reward(small_run, small_trace):
+    shown, imitator = places_of(small_trace.answer_tokens[:-1]), small_run.sft_probs
+    assert small_trace.goodhart_betas[[0, 20, 60]].tolist() == pytest.approx([10, 1, 0.01])
+    for row in (0, 20, 60):
+        tilted = torch.softmax(imitator.log() + small_run.proxy / small_trace.goodhart_betas[row], dim=1)
+        assert float(small_trace.goodhart_kl[row]) == pytest.approx(divergence(tilted, imitator))
+        assert float(small_trace.goodhart_proxy[row]) == pytest.approx(worth(tilted, small_run.proxy))
+        assert float(small_trace.goodhart_gold[row]) == pytest.approx(worth(tilted, small_run.gold))
+        torch.testing.assert_close(small_trace.goodhart_probs[row, :-1], tilted[0, shown])
+    assert places_of([" ".join(small_trace.over_optimized_answer)]) == tilted[0].argmax()
+    best = torch.softmax(imitator.log() + small_run.proxy / small_run.config.beta, dim=1)
+    assert small_trace.optimal_kl == pytest.approx(divergence(best, imitator))
+    assert small_trace.optimal_proxy == pytest.approx(worth(best, small_run.proxy))
+    assert small_trace.optimal_gold == pytest.approx(worth(best, small_run.gold))
+
+
+def test_the_climb_and_the_best_of_n_are_sums_over_all_answers(small_run, small_trace):
+    last, imitator, row = small_run.rl_probs[-1], small_run.sft_probs, 2
+    assert float(small_trace.rl_kl[-1]) == pytest.approx(divergence(last, imitator))
+    assert float(small_trace.rl_proxy[-1]) == pytest.approx(worth(last, small_run.proxy))
+    assert float(small_trace.rl_gold[-1]) == pytest.approx(worth(last, small_run.gold))
+    n = int(small_trace.best_of_n.ns[row])
+    best = best_of_n_policy(imitator, small_run.proxy, n)
+    assert float(small_trace.best_of_n.kl[row]) == pytest.approx(divergence(best, imitator))
+    assert float(small_trace.best_of_n.proxy[row]) == pytest.approx(worth(best, small_run.proxy))
+    assert float(small_trace.best_of_n.gold[row]) == pytest.approx(worth(best, small_run.gold))
+    assert float(small_trace.best_of_n.kl_bound[row]) == pytest.approx(math.log(4) - 3 / 4)
+
+
+def test_words_of_an_answer_are_read_where_they_stand(small_run):
+    ids = small_run.demonstrations[:5]
+    prompt = (ids[:, None, :-2] == small_run.task.prefixes).all(dim=2).float().argmax(dim=1)
+    whole = small_run.rl_probs[-1][prompt, ids[:, -2] * tiny_lm.VOCAB_SIZE + ids[:, -1]]
+    logps = rlhf_experiment.answer_token_logps(small_run.policy, ids)
+    torch.testing.assert_close(logps.sum(dim=1).double(), whole.log(), atol=1e-4, rtol=1e-4)
+
+
+def test_scattered_answers_are_those_of_the_imitator_or_of_all_alike(small_run, small_trace):
+    pairs = set(zip(small_run.gold.flatten().tolist(), small_run.proxy.flatten().tolist(), strict=True))
+    for gold, proxy, policy in (
+        (small_trace.gold_rewards, small_trace.proxy_rewards, small_run.sft_probs),
+        (small_trace.far_gold_rewards, small_trace.far_proxy_rewards, torch.full_like(small_run.gold, 112.0**-2)),
+    ):
+        assert pairs.issuperset(zip(gold.tolist(), proxy.tolist(), strict=True))
+        assert float(gold.mean()) == pytest.approx(worth(policy, small_run.gold), abs=4 * float(gold.std()) / 200**0.5)
+
+
+def test_comparisons_of_shown_answers_are_those_that_the_labeler_made(small_run, small_trace):
+    shown, pairs = places_of(small_trace.answer_tokens[:-1]).tolist(), small_run.pairs
+    won, lost = (words[:, 0] * tiny_lm.VOCAB_SIZE + words[:, 1] for words in (pairs.chosen, pairs.rejected))
+    met = [
+        (shown.index(winner), shown.index(loser))
+        for prompt, winner, loser in zip(pairs.prompt.tolist(), won.tolist(), lost.tolist(), strict=True)
+        if prompt == 0 and winner in shown and loser in shown
+    ][:12]
+    seen = small_trace.comparisons
+    winners = torch.where(seen.winner == 1, seen.place_1, seen.place_2).tolist()
+    losers = torch.where(seen.winner == 1, seen.place_2, seen.place_1).tolist()
+    assert list(zip(winners, losers, strict=True)) == met != []
+
+
+def test_the_ceiling_is_that_of_the_held_out_comparisons(small_run, small_trace):
+    pairs, gold = small_run.pairs, small_run.gold.view_as(small_run.task.gold_rewards)
+    one, other = (gold[pairs.prompt, words[:, 0], words[:, 1]][-51:] for words in (pairs.chosen, pairs.rejected))
+    wins = 1 / (1 + (other - one).exp())
+    assert small_trace.bayes_accuracy == pytest.approx(float(torch.maximum(wins, 1 - wins).mean()))
+
+
+def test_stages_are_judged_on_tales_and_answer_with_the_same_luck(small_run, small_trace):
+    tales = tiny_lm.held_out_kind("tale")
+    for stage, model in (("pretrained", small_run.base), ("sft", small_run.sft), ("rl", small_run.policy)):
+        assert small_trace.tale_loss[stage] == pytest.approx(tiny_lm.evaluate(model, tales))
+        luck = torch.Generator().manual_seed(small_run.config.seed)
+        answers = preference_task.sample_answers(model, small_run.task.prefixes[:1], 6, luck)[0]
+        assert small_trace.samples[stage] == tuple(" ".join(tiny_lm.tokens(answer)) for answer in answers)
+
+
 # -- the run -----------------------------------------------------------------------------------------------------------
 
 
-def test_bars_are_whole_distributions_at_every_stage(trace):
-    bars = (trace.pretrained_probs, trace.sft_probs, trace.final_probs, trace.rl_probs, trace.goodhart_probs)
+def test_bars_are_whole_distributions_at_every_stage(either_trace):
+    bars = (
+        either_trace.pretrained_probs,
+        either_trace.sft_probs,
+        either_trace.final_probs,
+        either_trace.rl_probs,
+        either_trace.goodhart_probs,
+    )
     for probs in bars:
         assert (probs >= -1e-12).all()
         torch.testing.assert_close(probs.sum(dim=-1), torch.ones(probs.shape[:-1], dtype=torch.float64))
-    torch.testing.assert_close(trace.rl_probs[0], trace.sft_probs)
-    torch.testing.assert_close(trace.rl_probs[-1], trace.final_probs)
-    assert (trace.pretrained_probs[:-1].diff() <= 0).all()
-    assert len(trace.answer_tokens) == 9
-    assert trace.answer_tokens[-1] == "all others"
-    assert torch.isnan(trace.shown_gold[-1])
-    assert torch.isnan(trace.shown_proxy[-1])
+    torch.testing.assert_close(either_trace.rl_probs[0], either_trace.sft_probs)
+    torch.testing.assert_close(either_trace.rl_probs[-1], either_trace.final_probs)
+    assert (either_trace.pretrained_probs[:-1].diff() <= 0).all()
+    assert len(either_trace.answer_tokens) == 9
+    assert either_trace.answer_tokens[-1] == "all others"
+    assert torch.isnan(either_trace.shown_gold[-1])
+    assert torch.isnan(either_trace.shown_proxy[-1])
 
 
-def test_true_rewards_of_the_shown_answers_follow_the_table_of_words(trace):
+def test_true_rewards_of_the_shown_answers_follow_the_table_of_words(either_trace):
     scores = dict(zip(tiny_lm.tokens(range(tiny_lm.VOCAB_SIZE)), preference_task.word_scores().tolist(), strict=True))
-    for answer, gold in zip(trace.answer_tokens[:-1], trace.shown_gold[:-1].tolist(), strict=True):
+    for answer, gold in zip(either_trace.answer_tokens[:-1], either_trace.shown_gold[:-1].tolist(), strict=True):
         first, second = answer.split()
         assert gold == scores[first] + scores[second] - 0.5 * (first == second)
 
 
-def test_every_policy_lies_below_the_tangents_of_the_frontier(trace):
+def test_every_policy_lies_below_the_tangents_of_the_frontier(either_trace):
     # at the best policy of each beta, proxy - beta·KL is as high as it can be
-    ceilings = trace.goodhart_proxy - trace.goodhart_betas * trace.goodhart_kl
-    for kls, proxies in ((trace.rl_kl, trace.rl_proxy), (trace.best_of_n.kl, trace.best_of_n.proxy)):
-        values = proxies - trace.goodhart_betas[:, None] * kls
+    ceilings = either_trace.goodhart_proxy - either_trace.goodhart_betas * either_trace.goodhart_kl
+    for kls, proxies in (
+        (either_trace.rl_kl, either_trace.rl_proxy),
+        (either_trace.best_of_n.kl, either_trace.best_of_n.proxy),
+    ):
+        values = proxies - either_trace.goodhart_betas[:, None] * kls
         assert (values <= ceilings[:, None] + 1e-9).all()
         assert values[:, 0].max() < values[:, -1].max()  # both leave the imitator for something better
 
@@ -447,21 +585,23 @@ def test_sampling_misses_the_answers_that_only_the_exact_optimum_finds(trace):
     assert (trace.best_of_n.kl <= trace.best_of_n.kl_bound + 1e-12).all()
 
 
-def test_all_curves_start_at_the_imitator(trace):
-    assert float(trace.rl_kl[0]) == pytest.approx(0, abs=1e-12)
-    assert float(trace.best_of_n.kl[0]) == pytest.approx(0, abs=1e-12)
-    assert float(trace.rl_gold[0]) == pytest.approx(trace.sft_gold)
-    assert float(trace.best_of_n.gold[0]) == pytest.approx(trace.sft_gold)
-    assert float(trace.best_of_n.proxy[0]) == pytest.approx(float(trace.rl_proxy[0]))
-    assert trace.best_of_n.ns.tolist() == [1, 2, 4, 8, 16]
-    torch.testing.assert_close(trace.rl_objective, trace.rl_proxy - trace.config.beta * trace.rl_kl)
+def test_all_curves_start_at_the_imitator(either_trace):
+    assert float(either_trace.rl_kl[0]) == pytest.approx(0, abs=1e-12)
+    assert float(either_trace.best_of_n.kl[0]) == pytest.approx(0, abs=1e-12)
+    assert float(either_trace.rl_gold[0]) == pytest.approx(either_trace.sft_gold)
+    assert float(either_trace.best_of_n.gold[0]) == pytest.approx(either_trace.sft_gold)
+    assert float(either_trace.best_of_n.proxy[0]) == pytest.approx(float(either_trace.rl_proxy[0]))
+    assert either_trace.best_of_n.ns.tolist() == [1, 2, 4, 8, 16]
+    torch.testing.assert_close(
+        either_trace.rl_objective, either_trace.rl_proxy - either_trace.config.beta * either_trace.rl_kl
+    )
 
 
-def test_the_toll_of_the_episode_is_paid_word_by_word_and_the_score_at_the_end(trace):
-    tolls = -trace.config.beta * trace.token_kl
-    assert float(trace.token_rewards[0]) == pytest.approx(float(tolls[0]))
-    assert float(trace.token_rewards[1]) == pytest.approx(float(tolls[1]) + trace.episode_score)
-    assert len(trace.episode_tokens) == 2
+def test_the_toll_of_the_episode_is_paid_word_by_word_and_the_score_at_the_end(either_trace):
+    tolls = -either_trace.config.beta * either_trace.token_kl
+    assert float(either_trace.token_rewards[0]) == pytest.approx(float(tolls[0]))
+    assert float(either_trace.token_rewards[1]) == pytest.approx(float(tolls[1]) + either_trace.episode_score)
+    assert len(either_trace.episode_tokens) == 2
 
 
 def test_the_labeler_follows_bradley_and_terry(trace):
