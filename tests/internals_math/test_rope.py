@@ -279,6 +279,14 @@ def test_the_loss_rises_beyond_the_trained_positions_and_an_ntk_base_holds_longe
     assert (shown.loss_linear > shown.loss_none).all()  # slowing every hand without training hurts this model
 
 
+def test_a_lines_loss_and_its_slow_hands_stand_at_the_middle_of_the_line(shown):
+    assert shown.loss_positions.tolist() == [6 + 12 * line for line in range(21)]  # whole lines of 256 predictions
+    for hand, slower in ((shown.slow_hand_none, 1.0), (shown.slow_hand_linear, 4.0)):
+        angles = shown.loss_positions.double() * 10**-1.5 / slower
+        expected = torch.stack([angles.cos(), angles.sin()], dim=-1)
+        torch.testing.assert_close(hand[:, 0].double(), expected, atol=1e-5, rtol=0)
+
+
 def test_the_word_that_stands_in_the_place_gets_the_weight_once_positions_are_on(shown):
     test = shown.swap_test
     place = rope.SWAPPED[1]
