@@ -544,6 +544,22 @@ def test_the_matrix_loses_its_weights_in_the_order_of_the_clock(default):
     assert default.W_counts.sum() == n
 
 
+def test_the_bins_of_the_histograms_hold_the_real_weights(default):
+    state = tiny_lm.load("base").state_dict()
+    assert default.matrix == "layer 1 v_proj"
+    assert torch.equal(default.W, state["model.layers.1.self_attn.v_proj.weight"])
+    linear = torch.cat([w.flatten() for name, w in state.items() if ".layers." in name and w.ndim == 2])
+    for values, edges, counts in (
+        (default.W.flatten(), default.W_edges, default.W_counts),
+        (linear, default.hist_edges, default.hist_before),
+    ):
+        assert float(edges[-1]) == -float(edges[0]) >= float(values.abs().max())
+        torch.testing.assert_close(edges.diff(), edges.diff()[:1].expand(len(counts)))
+        assert torch.equal(torch.histogram(values, edges).hist.long(), counts)
+    for mask, counts in zip(default.mask_at, default.W_kept_counts, strict=True):
+        assert torch.equal(torch.histogram(default.W[mask], default.W_edges).hist.long(), counts)
+
+
 def test_a_row_in_the_video_is_ranked_as_wanda_ranks_it(default):
     torch.testing.assert_close(default.row_scores, default.row_weights * default.row_norms)
     lost, saved = default.row_swap.tolist()
@@ -557,6 +573,22 @@ def test_a_row_in_the_video_is_ranked_as_wanda_ranks_it(default):
     assert (
         default.row_weights[default.row_kept_magnitude].min() > default.row_weights[~default.row_kept_magnitude].max()
     )
+
+
+def test_that_row_is_a_real_one_and_so_loud_are_its_inputs(default):
+    layer, name = default.row_matrix.removeprefix("layer ").split()
+    part = "mlp" if name in ("gate_proj", "up_proj", "down_proj") else "self_attn"
+    full = f"model.layers.{layer}.{part}.{name}.weight"
+    weight = tiny_lm.load("base").state_dict()[full]
+    x = experiment.linear_inputs(experiment.base_state(), tiny_lm.training_corpus(size=experiment.CALIBRATION))[full]
+    row, inputs = weight[default.row_index].abs(), default.row_inputs
+    assert (inputs.diff() > 0).all()
+    assert torch.equal(default.row_weights, row[inputs])
+    norms = x.double().square().sum(dim=0).sqrt()
+    torch.testing.assert_close(default.row_norms, norms[inputs].float())
+    kept = len(row) - round(default.row_sparsity * len(row))
+    for scores, mask in ((row, default.row_kept_magnitude), (row * norms, default.row_kept_wanda)):
+        assert torch.equal(torch.isin(inputs, scores.topk(kept).indices), mask)
 
 
 def test_the_loss_of_every_method_starts_at_the_dense_models(default):
@@ -578,6 +610,47 @@ def test_the_saw_tooth_bites_at_every_pruning_and_the_histogram_hollows_out(defa
     assert default.hist_before.sum() == default.num_prunable
     assert default.hist_retrained.sum() == default.hist_pruned.sum() == default.survivors
     assert default.most_revived > 10_000
+
+
+def test_the_records_of_a_run_hold_both_sides_of_every_pruning(default):
+    assert default.schedule_t.tolist() == experiment.event_steps(default.config)
+    assert default.schedule_s.tolist() == pytest.approx([0.9 * (1 - (1 - k / 8) ** 3) for k in range(1, 9)])
+    for step, before, after in zip(
+        default.schedule_t, default.event_loss_before, default.event_loss_after, strict=True
+    ):
+        assert default.run_loss[default.run_steps == step].tolist() == [float(before), float(after)]
+    for steps, losses in (
+        (default.run_steps, default.run_loss), (default.oneshot_steps, default.oneshot_loss)
+    ):  # fmt: skip
+        assert (steps[0], steps[1], steps[-1]) == (0, 0, default.config.finetune_steps)
+        assert (steps.diff() >= 0).all()
+        assert float(losses[0]) == pytest.approx(default.loss_dense, rel=0.1)  # on fewer documents
+    assert float(default.oneshot_loss[1]) == pytest.approx(default.loss_oneshot, rel=0.1)
+
+
+def test_the_students_are_as_small_as_their_matrices_say(default):
+    width = default.config.student_dim
+    layer = 4 * width**2 + 3 * width * 3 * width + 2 * width  # attention, SwiGLU, two norms
+    assert default.params_teacher == default.num_params == 43_744
+    assert default.params_student == 112 * width + 2 * layer + width
+    assert default.params_student_one_layer == 112 * width + layer + width
+    assert default.share_student == pytest.approx(default.params_student / 43_744)
+    assert default.loss_teacher == default.loss_dense
+    for losses, curves in (
+        (default.loss_student_hard, default.student_curve_hard), (default.loss_student_kd, default.student_curve_kd)
+    ):  # fmt: skip
+        torch.testing.assert_close(losses, curves[:, -1], rtol=0.1, atol=0)  # on fewer documents
+    assert len(default.regimes) == len(default.loss_student_kd) == 2
+    assert torch.equal(default.student_probs_before, default.student_probs[0])
+    assert torch.equal(default.student_probs_after, default.student_probs[-1])
+    assert default.student_steps.tolist() == default.curve_steps.tolist()
+    words = tiny_lm.encode(" ".join(default.top_words), bos=False)
+    text = " ".join(default.context_words)
+    torch.testing.assert_close(default.true_probs, tiny_lm.true_next_probs(text)[list(words)])
+    logits = tiny_lm.next_token_logits(text)
+    temperatures, bars = (*default.temperatures, 3.0), (*default.teacher_probs_T, default.teacher_probs)
+    for temperature, probs in zip(temperatures, bars, strict=True):
+        torch.testing.assert_close((logits / temperature).softmax(dim=-1)[list(words)], probs)
 
 
 def test_the_teachers_bars_and_the_rest_make_a_distribution(default):
