@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
 from internals_math import structured_pruning, tiny_lm, trace_store
 from internals_math import structured_pruning_experiment as experiment
@@ -485,6 +486,31 @@ def test_both_crops_are_half_empty_but_only_one_is_smaller(default):
     assert torch.equal(default.sliced_crop, default.crop[default.sliced[:, 0]])
 
 
+def test_crops_and_maps_are_those_of_the_real_model(default):
+    state = BASE.state_dict()
+    value = state["model.layers.1.self_attn.v_proj.weight"]
+    assert default.crop_matrix == "layer 1 v_proj"
+    assert torch.equal(default.crop, value[:24, :24])
+    assert torch.equal(default.nm_block, value[:8, :8])
+    assert torch.equal(default.nm_scores, value[:8, :8].abs())
+    assert (default.nm_share_16bit, default.nm_share_8bit) == (0.5625, 0.625)
+    ids = torch.tensor([tiny_lm.encode(tiny_lm.story())[:10]])
+    _, record = BASE(ids, record=("weights", "head_outputs", "residual"))
+    assert (default.shown_layer, default.shown_position, default.ffn_layer) == (1, 9, 1)
+    torch.testing.assert_close(default.attention_maps, record["weights"][1, 0])
+    added = record["head_outputs"][1, 0][:, 9]  # (H, D)
+    torch.testing.assert_close(default.head_gap, added.norm(dim=1), atol=1e-4, rtol=1e-4)
+    # a plane keeps the angles of what lies in it: the two-dimensional sum is as long as the real one, or shorter
+    assert default.attn_out.norm() <= added.sum(dim=0).norm() + 1e-4
+    for name in ("gate", "up", "down"):
+        assert torch.equal(getattr(default, f"W_{name}"), state[f"model.layers.1.mlp.{name}_proj.weight"][:12, :12])
+    stream = record["residual"][:, 0, 9]  # (L + 1, D)
+    assert default.path_token == tiny_lm.tokens(ids[0])[9]
+    torch.testing.assert_close(default.x_path_norm, stream.norm(dim=1))
+    cosines = torch.nn.functional.cosine_similarity(stream[1:], stream[:-1], dim=1)
+    torch.testing.assert_close(default.x_path_degrees, torch.rad2deg(cosines.acos()), atol=1e-2, rtol=1e-4)
+
+
 def test_arrows_of_heads_lie_tip_to_tail(default):
     torch.testing.assert_close(default.head_chain[-1], default.attn_out)
     torch.testing.assert_close(default.head_chain.diff(dim=0), default.head_vectors)
@@ -542,6 +568,28 @@ def test_the_frontier_has_the_cost_of_real_models(default):
     assert (points.flops < default.flops_dense_model).all()
     assert (points.loss_after < points.loss_before).all()
     assert (points.loss_before > default.loss_dense).all()
+
+
+def test_spans_ranks_and_weakest_layers_are_those_of_the_scores(default):
+    for span, scores in ((default.predicted_span, default.predicted_delta), (default.true_span, default.true_delta)):
+        assert span.tolist() == [float(scores.min()), float(scores.max())]
+    true = default.true_delta.flatten().tolist()
+    for ours, scores in (
+        (default.rank_correlation, default.importance), (default.rank_correlation_signed, default.predicted_delta)
+    ):  # fmt: skip
+        assert ours == pytest.approx(float(stats.spearmanr(scores.flatten().tolist(), true).statistic), abs=1e-6)
+    assert default.dropped_layers.tolist() == [int(default.BI.argmin())]
+    rows = dict(zip(default.frontier.name, default.frontier.loss_before.tolist(), strict=True))
+    for name, layers in (("1 layer less", default.dropped_layers), ("1 layer less by loss", default.cheapest_layers)):
+        assert rows[name] == pytest.approx(default.loss_dense + float(default.layer_true_delta[layers[0]]), abs=1e-5)
+    by_head_score = dict(zip(default.head_score_names, default.head_score_loss.tolist(), strict=True))
+    assert tuple(by_head_score) == ("gradient", "signed gradient", "ablation", "random")
+    assert by_head_score["gradient"] == pytest.approx(rows["2 heads"], abs=1e-6)
+    assert by_head_score["ablation"] == pytest.approx(rows["2 heads by ablation"], abs=1e-6)
+    assert default.flops_context == 64
+    # 2 FLOPs a weight of a product, the tied head included; 4 H d a position
+    assert default.flops_dense_model == 2 * (39_936 + 112 * 32) + 3 * 4 * 32 * 64
+    assert default.entropy_floor < default.loss_dense
 
 
 def test_the_default_runs_tell_what_the_video_says(default):
