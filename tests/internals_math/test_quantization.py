@@ -427,6 +427,27 @@ def test_the_number_line_agrees_with_itself(default):
     assert (default.sweep_gain_db > 5.5).all()
 
 
+def test_the_numbers_of_the_line_are_the_real_weights_rounded_by_hand(default):
+    assert default.matrix == "layer 1 k_proj"
+    matrix = tiny_lm.load("base").state_dict()["model.layers.1.self_attn.k_proj.weight"]
+    assert torch.equal(default.w_row, matrix[0, :8])
+    assert torch.equal(default.crop, matrix[:8])
+    assert default.sweep_bits.tolist() == [2, 3, 4, 5, 6, 7, 8]
+    for k, bits in enumerate(default.sweep_bits.tolist()):
+        top = 2 ** (bits - 1) - 1
+        step = default.w_row.abs().max() / top
+        assert default.sweep_q[k].tolist() == (default.w_row / step).round().tolist()
+        torch.testing.assert_close(default.sweep_hat[k], default.sweep_q[k] * step)
+        torch.testing.assert_close(default.sweep_err[k], default.sweep_hat[k] - default.w_row)
+        assert float(default.sweep_half_step[k]) == pytest.approx(float(step) / 2)
+        steps = matrix.abs().amax(dim=1, keepdim=True) / top  # a scale for each row of the whole matrix
+        error = (matrix / steps).round() * steps - matrix
+        assert float(default.sweep_mse[k]) == pytest.approx(float(error.square().mean()), rel=1e-4)
+        decibels = 10 * math.log10(float(matrix.square().mean() / error.square().mean()))
+        assert float(default.sweep_sqnr_db[k]) == pytest.approx(decibels, abs=1e-3)
+    torch.testing.assert_close(default.granularity.mse, default.granularity.err.square().mean(dim=(1, 2)))
+
+
 def test_finer_scales_lower_the_error_of_the_crop_and_cost_bits(default):
     table = default.granularity
     assert table.num_scales.tolist() == [1, 8, 32]
@@ -445,6 +466,24 @@ def test_nf4_fits_these_weights_better_than_an_even_grid_and_uses_more_of_its_bi
     assert [int(part.sum()) for part in counts] == [96 * 32] * 3
 
 
+def test_every_weight_of_the_histogram_goes_to_its_nearest_code(default):
+    assert default.hist_matrix == "layer 1 gate_proj"
+    weight = tiny_lm.load("base").state_dict()["model.layers.1.mlp.gate_proj.weight"].view(-1, 64)
+    absmax = weight.abs().amax(dim=1, keepdim=True)
+    shares = (weight / absmax).flatten()
+    assert torch.equal(torch.histogram(shares, default.hist_edges).hist.long(), default.hist_counts)
+    assert default.hist_edges.tolist() == pytest.approx([-1 + 2 * k / 41 for k in range(42)], abs=1e-6)
+    torch.testing.assert_close(default.int4_code * 7, torch.arange(-7.0, 8.0))
+    for name in ("nf4", "int4"):
+        code, counts = getattr(default, f"{name}_code"), getattr(default, f"{name}_counts")
+        nearest = (shares[:, None] - code).abs().argmin(dim=1)
+        assert torch.equal(torch.bincount(nearest, minlength=len(code)), counts)
+        error = (code[nearest].view_as(weight) * absmax - weight).square().mean()
+        assert getattr(default, f"{name}_mse") == pytest.approx(float(error), rel=1e-4)
+        bits = -sum(n / len(shares) * math.log2(n / len(shares)) for n in counts.tolist() if n)
+        assert getattr(default, f"{name}_entropy_bits") == pytest.approx(bits, abs=1e-5)
+
+
 def test_the_loud_channel_changes_nothing_but_the_integers(default):
     assert default.outlier_max_abs_diff_logits < 1e-4
     dim = default.outlier_dim
@@ -461,6 +500,28 @@ def test_the_loud_channel_changes_nothing_but_the_integers(default):
     assert default.loss_int8_split < default.loss_int8_naive < default.loss_fp32 + 0.01  # one layer's noise is mild
 
 
+def test_the_integers_of_both_lanes_are_those_of_the_loudest_entry_of_each_token(default):
+    """Of all 32 inputs, not of the eight that are shown: these are read again from the model."""
+    model = tiny_lm.load("base")
+    ids = torch.tensor([tiny_lm.encode(tiny_lm.story())[: len(default.sentence)]])
+    assert default.sentence == tiny_lm.tokens(ids[0])
+    _, record = model(ids, record=("normed",))
+    quiet, dim = record["normed"][1, 0].detach(), default.outlier_dim
+    torch.testing.assert_close(default.x_quiet, quiet[:, :8])
+    x, weight = quiet.clone(), model.state_dict()["model.layers.1.self_attn.k_proj.weight"]
+    x[:, dim] *= default.config.outlier_scale
+    assert default.outlier_threshold == 6.0
+    assert [k for k in range(32) if x[:, k].abs().max() >= 6] == default.outlier_dims.tolist()
+    others = x.clone()
+    others[:, dim] = 0
+    for rows, shown in ((x, default.x_out_int8_naive), (others, default.x_out_int8_split)):
+        codes = rows * 127 / rows.abs().amax(dim=1, keepdim=True)
+        assert (codes[:, :8] - shown).abs().max() <= 0.5 + 1e-3
+    torch.testing.assert_close(default.y_exact, (quiet @ weight.T)[:, :8], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(default.y_lane, quiet[:, dim, None] * weight[:8, dim], atol=1e-4, rtol=1e-4)
+    assert default.outlier_scales.tolist() == sorted(default.outlier_scales.tolist())
+
+
 def test_gptq_moves_the_weights_further_and_the_output_less(default):
     assert default.gptq_err < default.rtn_err
     assert default.gptq_weight_mse > default.rtn_weight_mse
@@ -471,6 +532,33 @@ def test_gptq_moves_the_weights_further_and_the_output_less(default):
         assert (nudge[:, :column] == 0).all()
         spread = nudge[:, column, None] * default.gptq_flow[column, column:]
         torch.testing.assert_close(nudge[:, column:], spread, atol=1e-6, rtol=1e-4)
+
+
+def test_the_errors_of_gptq_and_of_plain_rounding_are_those_on_the_calibration_texts(default):
+    weights, config = tiny_lm.load("base").state_dict(), default.config
+    texts = experiment.calibration(config)
+    _, record = tiny_lm.load("base")(texts.ids, record=("linear_inputs",))
+    name = "model.layers.1.self_attn.k_proj.weight"
+    x = record["linear_inputs"][name][texts.ids != tiny_lm.PAD].detach().double()[:, :8]
+    products = 2 * x.T @ x
+    expected = products + 0.01 * products.diagonal().mean() * torch.eye(8)
+    torch.testing.assert_close(default.gptq_H.double(), expected, atol=1e-2, rtol=1e-4)
+    for rounded, error in ((default.rtn_W, default.rtn_err), (default.gptq_W_steps[-1], default.gptq_err)):
+        miss = (rounded - default.gptq_W).double()
+        assert float((miss @ x.T).square().sum()) == pytest.approx(error, rel=1e-4)
+    step = default.gptq_W.abs().amax(dim=1, keepdim=True) / 7
+    torch.testing.assert_close(default.rtn_W, (default.gptq_W / step).round() * step)
+    torch.testing.assert_close(default.gptq_W_steps[-1], default.gptq_codes * step, atol=1e-6, rtol=1e-5)
+    assert default.layer_names[:3] == ("layer 0 q_proj", "layer 0 k_proj", "layer 0 v_proj")
+    assert int((default.layer_err_gptq < default.layer_err_rtn).sum()) == default.layers_improved
+    first = "model.layers.0.self_attn.q_proj.weight"  # nothing before it is quantized
+    weight, x = weights[first], record["linear_inputs"][first][texts.ids != tiny_lm.PAD].detach()
+    step = weight.abs().amax(dim=1, keepdim=True) / 7
+    plain = (((weight / step).round() * step - weight) @ x.T).double().square().sum()
+    assert float(default.layer_err_rtn[0]) == pytest.approx(float(plain), rel=1e-3)
+    torch.testing.assert_close(default.methods.excess, default.methods.loss - default.loss_fp32)
+    assert default.num_params == 43_744
+    assert default.prompt == tiny_lm.PROMPT
 
 
 def test_gptq_lowers_the_output_error_of_nearly_every_matrix(default):
