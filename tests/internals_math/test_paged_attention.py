@@ -563,6 +563,38 @@ def test_replaying_the_events_gives_the_tables_of_every_tick(trace):
     assert not any(tables.values())
 
 
+def test_all_blocks_of_a_table_are_full_but_the_last(trace):
+    pictures = (
+        (trace.block_tables, trace.table_filled, trace.fill_share, trace.ref_counts),
+        (trace.share_tables, trace.share_filled, trace.share_fill_share, trace.share_ref_counts),
+    )
+    for tables, filled, shares, counts in pictures:
+        assert torch.equal(tables.isnan(), filled.isnan())
+        for moment in range(len(tables)):
+            held = {}
+            for table, fill in zip(tables[moment], filled[moment], strict=True):
+                blocks, tokens = table[~table.isnan()].int().tolist(), fill[~fill.isnan()].tolist()
+                assert all(count == 4 for count in tokens[:-1])
+                assert all(1 <= count <= 4 for count in tokens[-1:])
+                for block, count in zip(blocks, tokens, strict=True):
+                    held.setdefault(block, []).append(count)
+            expected = [max(held.get(block, [0])) / 4 for block in range(16)]
+            assert shares[moment].tolist() == expected
+            assert counts[moment].tolist() == [len(held.get(block, [])) for block in range(16)]
+    total = trace.table_filled.nansum(dim=2)
+    assert torch.equal(total.long(), trace.sequence_length)
+
+
+def test_a_word_is_stored_by_the_sample_that_wrote_it(trace):
+    written = {name: [] for name in trace.share_tokens}
+    for writer, word in zip(trace.share_writer.tolist(), trace.share_word, strict=True):
+        assert (writer == -1) == (word == "")
+        if writer >= 0:
+            written[list(written)[writer]].append(word)
+    assert {name: tuple(words) for name, words in written.items()} == trace.share_tokens
+    assert trace.share_writer.tolist()[:2] == [-1, -1]  # the prompt, and the fork
+
+
 def test_the_walking_query_lands_on_the_reference(trace):
     assert trace.max_abs_diff < 1e-6
     keys, values = (part.flatten(0, 1)[: len(trace.decode_tokens)] for part in (trace.keys, trace.values))
@@ -573,6 +605,22 @@ def test_the_walking_query_lands_on_the_reference(trace):
     assert shown[len(weights) :].isnan().all()
     assert len(shown) > len(weights)  # the last block is not full: there is something to mask
     torch.testing.assert_close(trace.running_output[-1], trace.output)
+
+
+def test_every_block_on_the_walk_hands_on_a_softmax_of_what_it_has_seen(trace):
+    scores = trace.keys @ trace.query / math.sqrt(8)  # NaN where nothing is stored
+    torch.testing.assert_close(trace.block_scores, scores, equal_nan=True)
+    seen = scores.nan_to_num(-math.inf)
+    torch.testing.assert_close(trace.block_max, seen.amax(dim=1))
+    torch.testing.assert_close(trace.block_sum, (seen - trace.block_max[:, None]).exp().sum(dim=1))
+    for block in range(len(seen)):
+        so_far = seen[: block + 1].flatten()
+        torch.testing.assert_close(trace.running_max[block], so_far.max())
+        assert float(trace.running_sum[block]) == pytest.approx(float((so_far - so_far.max()).exp().sum()), rel=1e-5)
+        mixed = so_far.softmax(dim=0) @ trace.values[: block + 1].flatten(0, 1).nan_to_num(0)
+        torch.testing.assert_close(trace.running_output[block], mixed)
+    torch.testing.assert_close(trace.reference_output, trace.output)
+    assert len(set(trace.decode_blocks.tolist())) == len(seen) == math.ceil(len(trace.decode_tokens) / 4)
 
 
 def test_forked_samples_write_what_they_would_write_alone(trace):
@@ -629,6 +677,30 @@ def test_the_stacked_shares_rise_to_the_whole_memory_and_stop_when_all_is_done(t
         assert torch.equal(done, trace.large_running[policy].isnan())
     finished = [int(trace.large_stack[p][:, 0].isnan().sum()) for p in POLICIES]
     assert finished[3] > finished[0] == 0
+
+
+def test_the_large_server_is_the_papers(trace):
+    assert trace.usage_names == ("tokens", "reserved", "never used", "free or lost")
+    assert trace.slot_states == ("free", "token", "reserved", "never used", "rounding")
+    # ShareGPT's means (figure 11), 13B in 12 GB (table 1), texts of at most 2048 tokens; ten standard errors
+    assert trace.large_mean_prompt == pytest.approx(161.31, rel=0.15)
+    assert trace.large_mean_output == pytest.approx(337.99, rel=0.15)
+    assert trace.large_max_model_len == 2048
+    assert trace.large_slots == trace.model_slots.slots[0] == 15_728
+    assert trace.model_slots.slots.tolist() == [15_728, 9_557, 60_074]
+    assert trace.model_slots.full_texts.tolist() == [7, 4, 29]
+    assert trace.model_slots.bytes_per_token.tolist() == [819_200, 2_359_296, 4_718_592]
+    longest = int(trace.large_serving.finish_tick.max())
+    assert (int(trace.large_ticks[0]), int(trace.large_ticks[-1])) == (0, longest)
+    assert (trace.large_ticks.diff() > 0).all()
+    mean = trace.large_mean_prompt + trace.large_mean_output
+    expected = [math.ceil(mean / size) for size in trace.sweep_block_sizes.tolist()]
+    assert trace.sweep_table_entries.tolist() == expected
+    assert len(experiment.large_requests(7, 0)) == 7
+    assert trace.large_requests >= 100
+    # what the authors measured: abstract; section 7.1
+    assert (float(trace.quoted_speedup.lowest[0]), float(trace.quoted_speedup.highest[0])) == (2, 4)
+    assert trace.quoted_kernel_overhead.tolist() == pytest.approx([0.20, 0.26])
 
 
 def test_larger_pages_waste_more_and_need_shorter_tables(trace):
