@@ -494,6 +494,15 @@ def test_the_shown_run_agrees_with_itself(default):
     assert 0 < int(default.num_accepted[default.shown_iteration]) < gamma
 
 
+def test_every_iteration_ends_with_a_word_of_the_target(default):
+    assert default.was_bonus.tolist() == [count == 4 for count in default.num_accepted.tolist()]
+    roles = []
+    for k, (count, bonus) in enumerate(zip(default.num_accepted.tolist(), default.was_bonus.tolist(), strict=True)):
+        roles += [("accepted", k)] * count + [("bonus" if bonus else "replaced", k)]
+    shown = list(zip(default.words.role, default.words.iteration.tolist(), strict=True))
+    assert shown == roles[: len(shown)]
+
+
 def test_the_timelines_lie_end_to_end_and_the_speculative_one_is_shorter(default):
     for line in (default.timeline_plain, default.timeline_speculative):
         torch.testing.assert_close(line.start[1:], line.end[:-1])
@@ -515,9 +524,29 @@ def test_the_bars_are_poured_flush_to_p(default):
     assert 0.3 < default.beta < 0.9  # both colors can be seen
 
 
+@torch.no_grad()
+def test_the_bars_are_what_both_models_say_after_the_prefix(default):
+    ids = torch.tensor([tiny_lm.encode(tiny_lm.story())[:21]])
+    assert default.shown_prefix == tiny_lm.tokens(ids[0])
+    p, q = (tiny_lm.load(name)(ids)[0, -1].double().softmax(dim=-1) for name in ("base", "draft"))
+    shown = list(tiny_lm.encode(" ".join(default.top_words[:-1]), bos=False))
+    others = [word for word in range(len(p)) if word not in shown]
+    for bars, probs in (
+        (default.p_top, p), (default.q_top, q), (default.min_pq, torch.minimum(p, q)),
+        (default.gap_top, (p - q).clamp(min=0)), (default.excess_top, (q - p).clamp(min=0)),
+    ):  # fmt: skip
+        expected = torch.cat([probs[shown], probs[others].sum()[None]])
+        torch.testing.assert_close(bars, expected, atol=1e-6, rtol=0)
+    assert float((p + q)[shown].min()) >= float((p + q)[others].max())
+    torch.testing.assert_close(default.exact_expected, 20_000 * default.p_top)
+    # five standard errors of a count
+    assert ((default.exact_counts - default.exact_expected).abs() <= 5 * default.exact_expected.sqrt() + 1).all()
+
+
 def test_one_dart_is_kept_and_one_is_not(default):
     assert default.dart_accepted.tolist() == [True, False]
     assert torch.equal(default.dart_uniform < default.dart_ratio, default.dart_accepted)
+    assert default.dart_words == tuple(default.top_words[bar] for bar in default.dart_bar.tolist())
     bars = default.p_top[default.dart_bar] / default.q_top[default.dart_bar]
     torch.testing.assert_close(bars, default.dart_ratio)
 
@@ -557,6 +586,34 @@ def test_the_optimum_lies_on_the_drawn_curve(default):
     assert float(default.speedup[best]) == float(default.speedup.max())
     assert best < len(default.curve_gammas) - 1
     assert (default.operations_curve >= 1).all()
+
+
+def test_the_curves_are_the_papers_formulas(default):
+    alpha, gammas = default.alpha["small"], range(25)
+    tokens = [sum(alpha**k for k in range(gamma + 1)) for gamma in gammas]  # 1 + α + … + α^γ
+    for cost, best, curve in zip(
+        default.speedup_costs.tolist(), default.speedup_best.tolist(), default.speedup_curves, strict=True
+    ):
+        speeds = [tokens[gamma] / (gamma * cost + 1) for gamma in gammas]
+        assert curve.tolist() == pytest.approx(speeds, rel=1e-5)
+        assert best == (64 if cost == 0 else int(torch.tensor(speeds).argmax()))
+    torch.testing.assert_close(default.speedup, default.speedup_curves[1])
+    sizes = [tiny_lm.load(name).num_params for name in ("draft", "base")]
+    assert default.c_hat == pytest.approx(sizes[0] / sizes[1])
+    work = [(gamma * default.c_hat + gamma + 1) / tokens[gamma] for gamma in gammas]
+    assert default.operations_curve.tolist() == pytest.approx(work, rel=1e-5)
+    assert [round(value, 2) for value in default.table1.operations.tolist()] == [1.53, 1.58, 1.23, 1.63, 1.11, 1.60]
+    assert [round(value, 2) for value in default.table1.speed.tolist()] == [1.96, 2.53, 2.44, 3.69, 2.71, 6.86]
+
+
+def test_the_histograms_have_the_mean_that_is_called_alpha(default):
+    middles = (default.beta_edges[1:] + default.beta_edges[:-1]) / 2
+    assert default.beta_edges.tolist() == pytest.approx([k / 20 for k in range(21)])
+    for name in default.draft_names:
+        counts = default.beta_counts[name]
+        mean = float((counts * middles).sum() / counts.sum())
+        assert mean == pytest.approx(default.alpha[name], abs=1 / 40)  # half a bin
+    assert default.measured_positions % default.measured_runs == 0
 
 
 @pytest.mark.parametrize("settings", [{"temperature": 0.0}, {"draft": "bigram", "gamma": 8}])
