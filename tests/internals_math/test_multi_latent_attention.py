@@ -339,6 +339,42 @@ def test_the_merged_matrix_drifts_away_with_the_distance(trace):
     torch.testing.assert_close(trace.rope_coupled[3], rope_coupled_matrix(w, 0, -3), atol=1e-5, rtol=0)
 
 
+def test_where_query_and_key_stand_in_one_place_the_rotary_score_is_that_of_unturned_vectors(trace):
+    w = experiment.attention_of(tiny_lm.load("mla"), 1).weights()
+    keys, queries = trace.hidden @ w.w_kr.T, (trace.hidden @ w.w_qr.T).unflatten(-1, (4, 8)).transpose(0, 1)
+    expected = (queries * keys).sum(dim=-1) / 4  # scale 1/√16
+    torch.testing.assert_close(trace.scores_rope.diagonal(dim1=1, dim2=2), expected, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(trace.k_rope.norm(dim=1), keys.norm(dim=1))
+    torch.testing.assert_close(trace.scores, trace.scores_content + trace.scores_rope, equal_nan=True)
+    assert torch.equal(trace.scores_rope.isnan(), (~causal_mask(8)).expand(4, 8, 8))
+
+
+def test_the_hands_stand_where_a_key_of_that_many_words_ago_is_turned_to(trace):
+    places = torch.arange(len(trace.distances))
+    assert torch.equal(trace.distances, places)
+    angles = -places[:, None] * 100.0 ** (-torch.arange(0, 8, 2) / 8)
+    torch.testing.assert_close(trace.rope_hands, torch.stack([angles.cos(), angles.sin()], dim=-1), atol=1e-5, rtol=0)
+
+
+def test_the_directions_of_the_weights_are_the_singular_values_of_both_matrices_together(trace):
+    w_k, w_v = experiment.key_and_value_weights(tiny_lm.load("base"), 1)
+    expected = torch.linalg.svdvals(torch.cat([w_k, w_v]).double()).float()
+    torch.testing.assert_close(trace.singular_values_weights, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_the_shown_ratios_are_the_papers(trace):
+    assert trace.head_names == ("head 1", "head 2", "head 3", "head 4")
+    assert trace.macs_per_cached_token.tolist() == [320, 1088]
+    assert len(trace.macs_names) == 2
+    assert trace.equal_groups == 2.25  # 2405.04434, table 1
+    assert trace.cache_ratio == pytest.approx(32_768 / 576)
+    assert trace.saved_by_elements == pytest.approx(1 - 34_560 / 194_560)
+    assert trace.saved_in_the_paper == pytest.approx(0.933, abs=5e-4)  # abstract
+    low, high = trace.loss_seed_spread.tolist()
+    assert low <= float(trace.models.eval_loss[0]) + 1e-4
+    assert float(trace.models.eval_loss[0]) <= high + 1e-4
+
+
 def test_the_latent_model_keeps_as_little_as_the_one_with_a_single_memory(trace):
     own, shared, latent = trace.models.cache_elements.tolist()
     assert (own, shared, latent) == (64, 16, 16)
