@@ -524,6 +524,21 @@ def test_histogram_and_reports_are_of_the_trained_models_gradients(trace):
     assert trace.grad_tokens == 1489
 
 
+def test_the_weights_gradients_land_where_they_are_cast_to(trace):
+    found = experiment.gradients(tiny_lm.copy_of(tiny_lm.load("base")))
+    x = torch.cat([grad.flatten() for grad in found.weights.values()])
+    x, table = x[x != 0].double(), trace.report_weights_by_scale
+    for k in (0, 8, 16, 24, 32):
+        scaled = (x * 2.0**k).abs()
+        shares = {
+            "zeroed": scaled <= 2.0**-25,
+            "subnormal": (scaled > 2.0**-25) & (scaled < 2.0**-14 - 2.0**-25),
+            "overflowed": scaled >= 65520,
+        }
+        for name, chosen in shares.items():
+            assert float(getattr(table, name)[k]) == pytest.approx(float(chosen.double().mean()), abs=1e-4)
+
+
 def test_gradients_of_weights_agree_with_backward(trace):
     model = tiny_lm.copy_of(tiny_lm.load("base"))
     corpus = tiny_lm.held_out(experiment.GRAD_BATCH)
@@ -554,6 +569,12 @@ def test_long_sums_lose_in_16_bits_and_most_in_bf16(trace):
     assert errors[0] < 1e-2 < 1 < errors[1] < errors[2]
     for values, fmt in ((trace.sum_fp16, FP16), (trace.sum_bf16, BF16)):
         assert (round_to_format(values, fmt) == values).all()
+    for values, dtype in ((trace.sum_fp32, torch.float32), (trace.sum_fp16, torch.float16)):
+        total, expected = torch.zeros((), dtype=dtype), []
+        for loss in experiment.losses().to(dtype):
+            total = total + loss  # rounded by torch
+            expected.append(float(total))
+        assert values.tolist() == pytest.approx(expected, rel=1e-4)
 
 
 def test_small_updates_move_only_the_master(trace):
@@ -574,6 +595,9 @@ def test_small_updates_move_only_the_master(trace):
 def test_the_runs_start_together_and_end_where_their_bits_allow(trace):
     curves, final = trace.curves, trace.final_losses
     assert list(curves) == list(final) == list(mixed_precision.MODES)
+    for others in (trace.curves_small, trace.curves_cliff):  # a factor on the loss does not move the first one
+        assert {len(curve) for curve in others.values()} == {200}
+        assert all(float(curve[0]) == pytest.approx(float(curves["fp32"][0]), abs=0.02) for curve in others.values())
     assert all(len(curve) == 200 for curve in curves.values())
     first = [float(curve[0]) for curve in curves.values()]
     assert max(first) - min(first) < 0.02
