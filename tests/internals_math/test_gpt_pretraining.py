@@ -393,6 +393,15 @@ def test_the_levels_are_those_of_a_text_counted_by_hand():
     words = [word for text in documents for word in [*text, "<eos>"]]
     shares = [words.count(word) / len(words) for word in set(words)]
     # the first word of all has only <bos> before it and is not counted
+    stream = [word for text in documents for word in ["<bos>", *text, "<eos>"]]
+    for name, before in (("bigram", 1), ("trigram", 2)):
+        followers: dict[tuple[str, ...], list[str]] = {}
+        for place in range(2, len(stream)):
+            if stream[place] != "<bos>":
+                followers.setdefault(tuple(stream[place - before : place]), []).append(stream[place])
+        counted = sum(len(words) for words in followers.values())
+        expected = -sum(math.log(words.count(word) / len(words)) for words in followers.values() for word in words)
+        assert found[name] == pytest.approx(expected / counted, abs=1e-9)
     assert found["unigram"] == pytest.approx(-sum(p * math.log(p) for p in shares), abs=2e-3)
     assert tuple(found) == LEVELS
     assert list(found.values()) == sorted(found.values(), reverse=True)
@@ -440,6 +449,14 @@ def test_a_short_run_learns_and_starts_above_knowing_nothing():
         found["loss_by_position"].double() * (run.texts.unread.ids[:, 1:] != tiny_lm.PAD).sum(dim=0)
     ).nansum()
     assert float(by_position / (run.texts.unread.lengths - 1).sum()) == pytest.approx(losses[-1], abs=1e-5)
+    unread = run.texts.unread
+    for place, floor in enumerate(found["floor_by_position"].tolist()):
+        there = [
+            float(row[place])
+            for row, length in zip(unread.surprisal, unread.lengths, strict=True)
+            if length > place + 1
+        ]
+        assert floor == pytest.approx(sum(there) / len(there) if there else math.nan, abs=1e-5, nan_ok=True)
 
 
 @torch.no_grad()
