@@ -441,7 +441,9 @@ def test_the_ring_sums_a_real_gradient(quick):
     torch.testing.assert_close(quick.ring_mean, states[0].mean(dim=0))
     assert quick.ring_complete.sum(dim=(1, 2)).tolist() == [0, 2, 4]
     assert quick.ring_sent.tolist() == [0, 6688, 13376]
-    assert quick.ring_schedule_rs.elements_sent(2).tolist() == [6688, 6688]
+    for messages, adds in ((quick.ring_schedule_rs, True), (quick.ring_schedule_ag, False)):
+        assert messages.elements_sent(2).tolist() == [6688, 6688]
+        assert (messages.adds == adds).all()
     grads = []
     for ids in experiment.batches(quick.config)[0]:
         weights = {name: value.bfloat16().requires_grad_() for name, value in experiment.first_weights(0).items()}
@@ -464,6 +466,10 @@ def test_the_large_models_bill_is_the_formula(quick):
     assert quick.trillion_fits_at == 512
     assert quick.scaling_trillion_gigabytes["stage 3"][-2:].tolist() == [31.25, 15.625]
     assert quick.trillion_total_terabytes == 16
+    for stage, kept in enumerate((16, 4, 2, 0)):  # bytes a parameter that every GPU holds; the others are shared out
+        expected = [1e12 * (kept + (16 - kept) / 2**k) for k in range(11)]
+        assert quick.scaling_trillion[f"stage {stage}"].tolist() == pytest.approx(expected)
+        assert quick.scaling[f"stage {stage}"].tolist() == pytest.approx([n / 1e3 for n in expected])
     torch.testing.assert_close(quick.fit_table_billion * 1e9, quick.fit_table)
     assert quick.fit_table.tolist() == pytest.approx([max_model_size(32e9, stage, 16) for stage in STAGES])
     assert (quick.device_bytes, quick.device_gigabytes) == (32e9, 32)
