@@ -62,8 +62,10 @@ class KVCache(TopicScene):
             self.play(text.animate.show(rows - 1), names.animate.show(rows - 1), run_time=0.4)
             if step == steps - 1:
                 before = self.recomputed_keys(step - 1).align_to(keys, UP + LEFT)
+                beside = np.array([3.7, before.get_y(), 0])
+                earlier = Label("one pass earlier", color=theme.MUTED).move_to(beside).align_to([0, -2.3, 0], UP)
                 self.add(before)
-                self.play(keys.animate.hide(), before.animate.move_to([3.7, before.get_center()[1], 0]), run_time=0.7)
+                self.play(keys.animate.hide(), before.animate.move_to(beside), FadeIn(earlier), run_time=0.7)
             else:
                 self.play(keys.animate.hide(), run_time=0.3)
             keys.set_values(trace.keys_recomputed[step])
@@ -73,7 +75,7 @@ class KVCache(TopicScene):
             )
 
         self.say("Every new token recomputes keys that come out identical.")
-        self.play(before.animate.align_to(keys, LEFT), FadeOut(title), run_time=1.3)
+        self.play(before.animate.align_to(keys, LEFT), FadeOut(title, earlier), run_time=1.3)
         change = TensorGrid(trace.key_differences[steps - 1, : last - 1], cell=CELL, limit=keys.limit, role="KEY")
         change.align_to(keys, UP + LEFT)
         self.play(FadeIn(change), FadeOut(before), keys.animate.recede(last - 1), run_time=0.9)
