@@ -361,7 +361,7 @@ class KVCache(TopicScene):
         trace = self.trace
         presets = trace.presets
         roles = [
-            "VALUE" if a == g else "KEY" for a, g in zip(presets.attention_heads, presets.key_value_heads, strict=True)
+            "FROZEN" if a == g else "KEY" for a, g in zip(presets.attention_heads, presets.key_value_heads, strict=True)
         ]
         bars = Bars(
             presets.bytes_per_token, direction="up", length=3.3, step=2.35, thickness=0.42, role=roles,
