@@ -288,7 +288,7 @@ class KVCache(TopicScene):
         if explain:
             self.say("Softmax turns the scores into shares that add up to one.")
         weights = trace.weights[step, :rows]
-        self.play(scores.animate.set_values(weights, limit=1.0, signed=False), run_time=0.9 * pace)
+        self.play(scores.animate.set_values(weights, limit=1.0, signed=0.25), run_time=0.9 * pace)
         if explain:
             newest, most = trace.tokens[rows - 1], trace.most_attended[step]
             self.say(f"“{newest}” looks mostly at “{most}”. The shares mix the values.")
