@@ -1,7 +1,7 @@
 """Draws internals_math.kv_cache.Trace."""
 
 import numpy as np
-from manim import DOWN, LEFT, RIGHT, UP, FadeIn, FadeOut, Group, LaggedStart, linear, rush_into
+from manim import DOWN, LEFT, RIGHT, UP, FadeIn, FadeOut, Group, LaggedStart, Mobject, linear, rush_into
 
 from internals_math import kv_cache
 from scenes.kit import theme
@@ -236,13 +236,7 @@ class KVCache(TopicScene):
         first = 1  # the first pass after the prefill
         stage = MemoryStage(self.trace, first)
         self.say("The newest word turns into one query and asks every kept key.")
-        titles = [
-            Label(words, color=color, bold=True).move_to([grid.get_center()[0], -2.58, 0])
-            for words, color, grid in (
-                ("kept keys", theme.KEY, stage.keys), ("kept values", theme.VALUE, stage.values)
-            )
-        ]  # fmt: skip
-        self.play(FadeIn(*stage.parts(), *titles), run_time=theme.MOVE)
+        self.play(FadeIn(*stage.parts(), *stage.titles()), run_time=theme.MOVE)
         self.ask(stage, first, pace=1.0, explain=True)
         self.say("Only the query is new. The memory is the same.")
         for step in range(first + 1, len(self.trace.contexts)):
@@ -256,8 +250,8 @@ class KVCache(TopicScene):
     def one_step(self):
         """One decode step, from the query to the row that is added."""
         step = 1  # the first pass after the prefill
-        stage = MemoryStage(self.trace, step, row_height=0.56, top=2.5)
-        self.add(*stage.parts())
+        stage = MemoryStage(self.trace, step, row_height=0.54, top=2.5, foot=-3.25)
+        self.add(*stage.parts(), *stage.titles())
         self.hold(0.3)
         self.ask(stage, step, pace=0.6)
         self.grow(stage, step + 1)
@@ -270,6 +264,7 @@ class KVCache(TopicScene):
         trace, rows = self.trace, int(self.trace.contexts[step])
         query = stage.query(step)
         scores = stage.bars(step)
+        meaning = stage.name("scores", scores, theme.SCORE)
         strip = TensorGrid(trace.queries[step], cell=(query.cell[0], 0.09), number=None, limit=query.limit)
         beam = Group(Frame(query.width + 0.1, stage.keys.cell[1] + 0.04, color=theme.QUERY), strip)
         strip.align_to(beam, DOWN).shift(0.02 * UP)
@@ -280,18 +275,22 @@ class KVCache(TopicScene):
             scores.presence = np.where(np.arange(rows) == row, share, scores.presence)
 
         asking = stage.names.animate.focus(rows - 1)
-        self.play(FadeIn(query, who, shift=0.15 * DOWN), asking, run_time=0.6 * pace)
+        self.play(FadeIn(query, who, shift=0.15 * DOWN), FadeIn(meaning), asking, run_time=0.6 * pace)
         self.add(scores, beam)
         stops = [stage.keys.row_center(row) for row in range(rows)]
         self.play(Visit(beam, stops, on_rest=grow_bar, changes=[scores]), run_time=0.4 * pace * rows)
         self.play(FadeOut(beam), run_time=0.3 * pace)
         if explain:
-            self.say("Softmax turns the scores into shares that add up to one.")
+            self.say("Softmax turns the scores into weights that add up to one.")
         weights = trace.weights[step, :rows]
-        self.play(scores.animate.set_values(weights, limit=1.0, signed=0.25), run_time=0.9 * pace)
+        self.play(
+            scores.animate.set_values(weights, limit=1.0, signed=0.25),
+            meaning.animate.set_text("weights", keep=(0, 0)),
+            run_time=0.9 * pace,
+        )
         if explain:
             newest, most = trace.tokens[rows - 1], trace.most_attended[step]
-            self.say(f"“{newest}” looks mostly at “{most}”. The shares mix the values.")
+            self.say(f"“{newest}” looks mostly at “{most}”. The weights mix the values.")
         shares = stage.values.copy().weigh_rows(trace.weights[step, : stage.values.rows])
         self.play(stage.values.animate.become(shares), run_time=0.6 * pace)
         output = stage.output(step)
@@ -306,7 +305,7 @@ class KVCache(TopicScene):
         self.remove(*poured)
         self.hold(0.8 * pace)
         self.play(
-            FadeOut(query, who, scores, output, name),
+            FadeOut(query, who, scores, meaning, output, name),
             stage.values.animate.lead(),
             stage.names.animate.lead(),
             run_time=0.5 * pace,
@@ -444,10 +443,11 @@ class KVCache(TopicScene):
 class MemoryStage:
     """The picture of chapter 4 and of the loop: kept keys on the left, kept values on the right."""
 
-    def __init__(self, trace, step: int, *, row_height: float = 0.385, top: float = 2.1) -> None:
+    def __init__(self, trace, step: int, *, row_height: float = 0.385, top: float = 2.1, foot: float = -2.58) -> None:
         self.trace = trace
         self.cell = (0.58, row_height)
         self.head = top + 0.37 + row_height / 2  # height of the query and of the output
+        self.foot = foot  # height of the names, below the last row that will be added
         new_rows = slice(int(trace.contexts[step]), None)
         self.keys = TensorGrid(trace.keys, cell=self.cell, role="KEY").move_to([-3.0, 0, 0]).align_to([0, top, 0], UP)
         self.values = TensorGrid(trace.values, cell=self.cell, role="VALUE").move_to([4.25, 0, 0])
@@ -459,6 +459,20 @@ class MemoryStage:
     def parts(self):
         """Return what stays on stage from question to question."""
         return self.keys, self.values, self.names
+
+    def titles(self) -> list[Label]:
+        """Return the names of the two memories."""
+        return [
+            self.name(words, grid, color)
+            for words, grid, color in (
+                ("kept keys", self.keys, theme.KEY),
+                ("kept values", self.values, theme.VALUE),
+            )
+        ]
+
+    def name(self, words: str, part: Mobject, color: str) -> Label:
+        """Return the name of a part, below it."""
+        return Label(words, color=color, bold=True).move_to([part.get_center()[0], self.foot, 0])
 
     def query(self, step: int) -> TensorGrid:
         """Return the query of a step, above the keys."""
