@@ -125,7 +125,7 @@ class MultiLatentAttention(TopicScene):
         curve = chart.curve(trace.ranks.rank, trace.ranks.eval_loss, role="LOSS", line=theme.THICK, drawn=0)
         chart.ride(curve, 0)
         honest = Label("the best cut of the trained\nmatrices, nothing retrained", color=theme.MUTED)
-        honest.move_to(chart.get_corner(UP + RIGHT) + np.array([-1.6, -0.5, 0]))
+        honest.move_to(chart.get_corner(UP + RIGHT) + np.array([-1.75, -0.5, 0]))
         self.say("Now cut directions away. At first, the model hardly notices.")
         self.play(FadeOut(bars, reach, full, empty), FadeIn(chart, honest), run_time=0.6)
         self.play(chart.animate(rate_func=linear).draw_curve(curve, 0.43).ride(curve, 0.43), run_time=1.8)
