@@ -365,7 +365,7 @@ class MultiLatentAttention(TopicScene):
         self.leave(merged, copies[0], numbers[0], 0.5)
         self.say("So every distance needs another merged matrix, without end.")
         for k in range(1, len(copies)):
-            pace = 0.75 if k < 3 else 0.45
+            pace = 0.75 if k < 3 else 0.4
             self.play(
                 dial.animate.set_tips(trace.rope_hands[k]),
                 merged.animate.set_values(trace.rope_coupled[k]),
@@ -374,7 +374,7 @@ class MultiLatentAttention(TopicScene):
                 run_time=pace,
             )
             self.leave(merged, copies[k], numbers[k], 0.4 * pace)
-        self.hold(1.0)
+        self.hold(0.8)
 
     def leave(self, merged: TensorGrid, copy: TensorGrid, number: Label, run_time: float) -> None:
         """Let the merged matrix leave a small copy of itself."""
@@ -457,8 +457,8 @@ class MultiLatentAttention(TopicScene):
         groups = Label(f"as much as {trace.equal_groups:g} heads of\nkeys and values would take", color=theme.MUTED)
         groups.next_to(bars.tip(2), RIGHT, buff=1.7)
         paper = Label(
-            f"{trace.saved_by_elements:.0%} fewer numbers than DeepSeek-67B keeps; the paper's\n"
-            f"{trace.saved_in_the_paper:.1%} also counts that each is stored in fewer bits",
+            f"{trace.saved_by_elements:.0%} fewer numbers than DeepSeek-67B keeps;\n"
+            f"the paper's {trace.saved_in_the_paper:.1%} also counts fewer bits for each",
             color=theme.MUTED,
         )
         paper.move_to([0, -1.85, 0]).align_to(bars, LEFT)
@@ -470,9 +470,8 @@ class MultiLatentAttention(TopicScene):
         self.play(FadeIn(ratio, groups), run_time=theme.QUICK)
         self.hold(0.9)
         self.say("Against a real model with shared heads, the saving is smaller.")
-        self.play(bars.animate.show(1), run_time=0.6)
-        self.play(FadeIn(paper), run_time=theme.QUICK)
-        self.hold(0.8)
+        self.play(bars.animate.show(1), FadeIn(paper), run_time=0.6)
+        self.hold(3.4)
         self.finish_beat()
         self.clear_stage()
         self.price()
