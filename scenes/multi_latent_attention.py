@@ -142,12 +142,22 @@ class MultiLatentAttention(TopicScene):
         last = len(trace.tokens) - 1
         hidden = TensorGrid(trace.hidden[last], cell=(0.16, 0.26), number=None, role="INPUT").move_to([-2.85, 2.5, 0])
         down = TensorGrid(trace.w_dkv, cell=(0.16, 0.19), number=None, role="WEIGHT").next_to(hidden, DOWN, buff=0.35)
-        latents = self.latents(cell=(0.26, 0.28)).move_to([-2.85, 0, 0]).align_to([0, -0.45, 0], UP)
+        latents = self.latents(cell=(0.26, 0.28)).move_to([-3.25, 0, 0]).align_to([0, -0.45, 0], UP)
         names = RowNames(trace.tokens, latents)
         squeeze = Label("squeeze", size=theme.SMALL, color=theme.WEIGHT, bold=True).next_to(down, LEFT, buff=0.2)
         reads = Label("word", size=theme.SMALL, color=theme.MUTED).next_to(hidden, LEFT, buff=0.2)
-        kept = Label("cached", color=theme.LATENT, bold=True).next_to(latents, RIGHT, buff=0.3)
+        kept = Label(
+            f"cached:\n{trace.cache_elements_per_token[0]:d} numbers a word", color=theme.LATENT, bold=True
+        ).next_to(latents, RIGHT, buff=0.3)  # fmt: skip
         memories, heads = self.rebuilt_memories()
+        rebuilt = [
+            Label(words, color=color, bold=True).next_to(part, DOWN, buff=0.2)
+            for words, color, part in (
+                ("keys", theme.KEY, memories[2].keys),
+                ("values", theme.VALUE, memories[2].values),
+                (f"{trace.wall_width:d} numbers a word", theme.TEXT, memories[3]),
+            )
+        ]
         for memory in memories:
             memory.hide()
         latents.hide()
@@ -190,7 +200,8 @@ class MultiLatentAttention(TopicScene):
             )
         self.add(*memories)
         self.play(LaggedStart(*flights, lag_ratio=0.3), run_time=2.4)
-        self.hold(0.9)
+        self.play(FadeIn(*rebuilt), run_time=theme.QUICK)
+        self.hold(0.7)
 
     def latents(self, *, cell: tuple[float, float]) -> TensorGrid:
         """Return the cache: a latent for each word."""
