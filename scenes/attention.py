@@ -328,7 +328,7 @@ class Attention(TopicScene):
         bars = Bars(scores, limit=high, number="+.1f", **looks).move_to([0.1, 0.15, 0])
         powers = Bars(trace.score_powers, limit=1.0, number=".2f", **looks).move_to(bars)
         weights = Bars(trace.weights[query, :seen], limit=1.0, number=".2f", **looks).move_to(bars)
-        self.say("Softmax, step one: e to the score. Differences grow.")
+        self.say("Softmax, step one: e to the power of (score − max). Differences grow.")
         self.play(FadeIn(bars), run_time=theme.QUICK)
         self.hold(0.4)
         self.play(bars.animate.become(powers), run_time=1.6)
