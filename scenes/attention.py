@@ -374,7 +374,7 @@ class Attention(TopicScene):
     def square(self, field: Any, number: str, **look: Any) -> TensorGrid:
         """Return a matrix with a row for each word that asks and a column for each that answers."""
         count = len(self.trace.tokens)
-        cell = (min(0.62, 8.2 / count), min(0.5, 4.9 / count))
+        cell = (min(0.74, 9.6 / count), min(0.5, 4.9 / count))
         limit = look.pop("limit", largest(self.trace.scores))
         grid = TensorGrid(field, cell=cell, number=number, number_size=theme.SMALL, limit=limit, **look)
         return grid.move_to([0.0, 0, 0]).align_to([0, 2.45, 0], UP)
