@@ -3,7 +3,7 @@
 from typing import Any
 
 import numpy as np
-from manim import UP, FadeIn, FadeOut, Group, Scene
+from manim import RIGHT, UP, FadeIn, FadeOut, Group, Scene
 
 from scenes.kit import theme
 from scenes.kit.label import Label
@@ -13,7 +13,7 @@ from scenes.kit.tensor_grid import TensorGrid, largest
 from scenes.kit.token_row import RowNames
 
 CELL = 0.34  # width of a number
-COLUMNS = {"key": -3.55, "weight": -1.2, "value": 1.1, "output": 4.9}  # middles
+COLUMNS = {"key": -3.55, "weight": -0.7, "value": 1.4, "output": 4.9}  # middles
 
 
 class AttentionStage:
@@ -67,9 +67,11 @@ class AttentionStage:
         query = TensorGrid(
             self.trace.q_rot[row], cell=(CELL, self.keys.cell[1] - 0.1), number=None, limit=largest(self.trace.q_rot)
         )
-        beam = Group(Frame(query.width + 0.14, self.keys.cell[1] + 0.04, color=theme.QUERY), query)
+        frame = Frame(query.width + 0.14, self.keys.cell[1] + 0.04, color=theme.QUERY)
+        beam = Group(frame, query, Label("query", color=theme.QUERY, bold=True).next_to(frame, RIGHT, buff=0.1))
+        beside = beam.get_center() - frame.get_center()
         rows = self.seen(row)
-        beam.move_to(self.keys.row_center(row))  # a query comes from the word that asks
+        beam.move_to(self.keys.row_center(row) + beside)
         self.weights = self.weights_of(row).hide()
         weights = self.weights
 
@@ -79,12 +81,12 @@ class AttentionStage:
         asking = [
             self.names.animate.focus(row),
             *(grid.animate.focus(rows) for grid in (self.keys, self.values)),
-            FadeIn(beam),
+            FadeIn(beam, shift=0.6 * RIGHT),  # a query comes from the word that asks
         ]
         scene.play(*asking, run_time=0.35 * pace)
-        scene.play(beam.animate.move_to(self.keys.row_center(rows[0])), run_time=0.35 * pace)
+        scene.play(beam.animate.move_to(self.keys.row_center(rows[0]) + beside), run_time=0.35 * pace)
         scene.add(weights, beam)
-        stops = [self.keys.row_center(k) for k in rows]
+        stops = [self.keys.row_center(k) + beside for k in rows]
         scene.play(Visit(beam, stops, on_rest=fill, changes=[weights]), run_time=0.085 * len(rows) * pace)
         scene.play(FadeOut(beam), run_time=0.2 * pace)
 

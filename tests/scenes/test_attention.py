@@ -188,6 +188,19 @@ def test_in_the_loop_a_query_visits_every_key_it_may_see_and_leaves_a_weight(tra
     assert 4 <= scene.now <= 8
 
 
+def test_in_the_loop_the_row_that_visits_the_keys_is_called_the_query():
+    def look(scene):
+        queries = grids(scene, "q_rot")
+        names = [label for label in pictures(scene, Label) if label.text == "query"]
+        return (queries, names) if queries else None
+
+    _, seen = seen_in("loop", look)
+    assert len(seen) > 10
+    for (query,), (name,) in seen:
+        assert name.get_left()[0] > query.get_right()[0]
+        assert name.get_center()[1] == pytest.approx(query.get_center()[1], abs=0.05)
+
+
 def test_another_question_is_drawn_as_well():
     core = Attention.core
     config = core.Config(prompt="the fox took the key to the hen . the", query_index=3, layer=0, head=1)
