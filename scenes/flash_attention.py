@@ -201,7 +201,7 @@ class FlashAttention(TopicScene):
         low, high = (abs(float(pick(trace.row_scores))) for pick in (_least, _most))
         scores = Bars(
             trace.row_scores, direction="up", length=2.3, step=step, thickness=0.5, number="+.1f",
-            limit=1.12 * high, signed=1.18 * low / (1.18 * low + 1.12 * high), role="WEIGHT",
+            limit=1.12 * high, signed=1.18 * low / (1.18 * low + 1.12 * high), role="WEIGHT", clear=True,
         ).move_to([0, 1.55, 0]).align_to([left, 0, 0], LEFT)  # fmt: skip
         tips = [float(scores.tip(key)[1]) for key in range(keys)]
         scores.hide()

@@ -11,7 +11,7 @@ from scenes.kit.painter import Painter
 from scenes.kit.picture import Data, Picture
 from scenes.kit.token_row import BOS, require_tokens
 from scenes.kit.traced import Traced, format_number, require_traced
-from scenes.kit.typography import Style
+from scenes.kit.typography import Style, width
 
 
 class Bars(Picture):
@@ -26,7 +26,7 @@ class Bars(Picture):
         signed: zero lies in the middle of the ground, for values of both signs; a number puts it at another share.
         step: distance from bar to bar, `thickness` the share of it that a bar fills.
         role: theme role of all bars, or one for each.
-        number: format of the value at the end of a bar, None for none.
+        number: format of the value at the end of a bar, None for none; `clear` keeps lines behind out of it.
         names: traced strings before the bars.
     """
 
@@ -45,6 +45,7 @@ class Bars(Picture):
         role: str | Sequence[str] = "SCORE",
         number: str | None = ".2f",
         number_size: float = theme.SMALL,
+        clear: bool = False,
         names: Sequence[Any] = (),
         name_size: float = theme.LABEL,
     ) -> None:
@@ -52,6 +53,7 @@ class Bars(Picture):
         self.zero = _zero(signed)
         self.length, self.step, self.thickness, self.number = length, step, thickness, number
         self.style, self.name_style = Style(number_size, "numbers"), Style(name_size)
+        self.clear = clear
         self.names = require_tokens(names, "Bars")
         self._take(values)
         count = len(self.values)
@@ -202,7 +204,12 @@ class Bars(Picture):
             else:
                 x, align = across, 0.5
                 y = end + (-0.1 - self.style.size if beyond else 0.1)
-            painter.text(self.texts[index], x, y, self.style, color=ink, align=align, opacity=opacity)
+            text = self.texts[index]
+            if self.clear:
+                wide, pad = width(text, self.style), 0.06
+                ground = (x - align * wide - pad, y - pad, wide + 2 * pad, self.style.size + 2 * pad)
+                painter.box(*ground, fill=theme.BACKGROUND, opacity=opacity)
+            painter.text(text, x, y, self.style, color=ink, align=align, opacity=opacity)
         if self.names:
             name = str(self.names[index])
             if self.direction == "right":

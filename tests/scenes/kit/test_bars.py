@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -5,7 +7,9 @@ from hypothesis import strategies as st
 
 from scenes.kit import theme
 from scenes.kit.bars import Bars
+from scenes.kit.shapes import Stroke
 from scenes.kit.traced import Traced, TracedText
+from scenes.kit.typography import width
 from tests.scenes.kit.drawing import amount_of, color_at, halfway, pixels
 
 VALUES = Traced("weights", np.array([1.0, 0.5, 0.25, np.nan]))
@@ -64,6 +68,16 @@ def test_a_bar_has_the_color_of_its_role_and_fades_when_others_lead(name):
     assert color_at(pixels(bars), inside) == theme.KEY
     assert color_at(pixels(bars.focus([1])), inside) == theme.mix(theme.BACKGROUND, theme.KEY, round(0.3 * 32) / 32)
     theme.use("dark")
+
+
+def test_a_cleared_number_is_not_struck_by_a_line_behind_it():
+    bars = Bars(VALUES[:1], limit=2.0, direction="up", length=3.0, step=2.0, number_size=0.5, clear=True)
+    middle = float(bars.tip(0)[1]) + 0.35
+    line = Stroke([-3, middle, 0], [3, middle, 0], color=theme.MAXIMUM)
+    image = pixels(SimpleNamespace(render_to=lambda context: [part.render_to(context) for part in (line, bars)]))
+    assert color_at(image, np.array([-2.5, middle])) == theme.MAXIMUM
+    left = -width(bars.texts[0], bars.style) / 2
+    assert color_at(image, np.array([left - 0.04, middle])) == theme.BACKGROUND
 
 
 def test_bars_grow_from_zero_when_shown():
