@@ -270,7 +270,10 @@ class FlashAttention(TopicScene):
         self.say("Divide by the sum: exactly the softmax of the row.")
         shares = Bars(trace.row_softmax, direction="up", length=1.5, step=step, thickness=0.5, limit=1.0)
         shares.move_to(terms)
+        share_name = Label("divided by the sum: weights", color=theme.SCORE, bold=True)
+        share_name.move_to(term_name, aligned_edge=LEFT)
         self.play(
+            FadeIn(share_name),
             FadeOut(term_name, total, total_name, maximum, maximum_name, top),
             terms.animate.become(shares),
             run_time=1.0,
