@@ -450,8 +450,8 @@ class FlashAttention(TopicScene):
         """Recomputing a tile is cheaper than fetching it."""
         trace = self.trace
         count = len(trace.query)
-        cell = 2.64 / count
-        corner = np.array([-3.95, 1.4, 0])
+        cell = 3.36 / count
+        corner = np.array([-3.95, 1.8, 0])
         side = count * cell
         ghost = Frame(side, side, color=theme.LINES).move_to(corner + side / 2 * RIGHT + side / 2 * DOWN)
         known = TensorGrid(
@@ -473,8 +473,9 @@ class FlashAttention(TopicScene):
         grad_value.next_to(ghost, DOWN, buff=0.2)
         names = [
             Label("gradient\nof queries", color=theme.QUERY, align=0.5).next_to(grad_query, UP, buff=0.2),
-            Label("of keys", color=theme.KEY).next_to(grad_key, UP, buff=0.15),
-            Label("of values", color=theme.VALUE).next_to(grad_value, DOWN, buff=0.15),
+            Label("of keys", color=theme.KEY).next_to(grad_key, RIGHT, buff=0.2),
+            Label("of values", color=theme.VALUE).next_to(grad_value, RIGHT, buff=0.2),
+            Label("weights", color=theme.SCORE).next_to(ghost, RIGHT, buff=0.27),
         ]
         self.say("For training, only L is kept: max and sum of a row in one number.")
         self.play(FadeIn(ghost, known_name), run_time=theme.QUICK)
