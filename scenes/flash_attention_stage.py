@@ -20,7 +20,7 @@ class Memories:
 
     def __init__(self, trace: Any, *, strip_height: float = 4.0) -> None:
         self.fields = {"query": trace.query, "key": trace.key, "value": trace.value, "output": trace.flash_output}
-        self.store = Frame(4.9, 5.8, color=theme.LINES, fill=theme.SURFACE).move_to([-4.15, 0.05, 0])
+        self.store = Frame(4.9, 5.7, color=theme.LINES, fill=theme.SURFACE).move_to([-4.15, 0.1, 0])
         self.chip = Frame(6.65, 4.35, color=theme.TEXT, line=theme.THICK).move_to([3.27, 0.775, 0])
         self.bridge = np.array([-0.88, 0.6, 0])
         left, right = self.bridge + 0.68 * LEFT, self.bridge + 0.68 * RIGHT
@@ -59,7 +59,7 @@ class Traffic:
         }  # fmt: skip
         self.standard = Bars(trace.standard_bytes[:1], role="LOSS", **looks).move_to([3.35, -2.1, 0]).hide()
         self.tiles = Bars(trace.flash_bytes[:1], role="VALUE", **looks).next_to(self.standard, DOWN, buff=0.06).hide()
-        self.heading = Label("bytes moved", color=theme.MUTED).move_to([3.35, -1.6, 0]).align_to(self.standard, LEFT)
+        self.heading = Label("bytes moved", color=theme.MUTED).move_to([3.35, -1.7, 0]).align_to(self.standard, LEFT)
         self.names = [
             Label(words, color=theme.MUTED).next_to(bar, LEFT, buff=0.2)
             for words, bar in (("standard", self.standard), ("by tiles", self.tiles))
@@ -90,11 +90,11 @@ class TileStage:
         self.height, self.width = trace.tile_scores.shape[1:]
         row = min(0.46, 1.9 / self.height)
         self.tile_cell, self.number_cell = (STRIP, row), (min(0.58, 2.32 / self.width), row)
-        self.head, self.foot = 1.72, 0.05  # middles of the upper and of the lower row of tiles
-        self.at = {"query": 0.72, "scores": 2.52, "maximum": 4.18, "total": 4.98, "output": 5.98}
+        self.head, self.foot = 1.74, 0.05  # middles of the upper and of the lower row of tiles
+        self.at = {"query": 0.575, "scores": 2.42, "maximum": 4.13, "total": 4.98, "output": 5.965}
         self.map = TileMap(
-            len(trace.query), (self.height, self.width), size=1.1, skipped=(trace.skipped_i, trace.skipped_j)
-        ).move_to(self.place("query", self.head))
+            len(trace.query), (self.height, self.width), size=0.8, skipped=(trace.skipped_i, trace.skipped_j)
+        ).move_to(self.place("query", self.head - 0.1))
         names = (
             ("query", "query", theme.QUERY), ("scores", "scores, weights", theme.SCORE),
             ("maximum", "max", theme.MAXIMUM), ("total", "sum", theme.TEXT), ("output", "output", theme.OUTPUT),
@@ -103,6 +103,7 @@ class TileStage:
             Label(words, size=theme.SMALL, color=color, bold=True).move_to(self.place(place, self.foot - 1.14))
             for place, words, color in names
         ]
+        self.names.append(Label("tiles", size=theme.SMALL, color=theme.MUTED).next_to(self.map, UP, buff=0.12))
         self.factor_name = Label("× factor", size=theme.SMALL, color=theme.LOSS, bold=True)
         self.query: Any = None
         self.maximum: Any = None
@@ -192,7 +193,7 @@ class TileStage:
 
     def factors(self, s: int) -> TensorGrid:
         """Return the factors that correct the sums and outputs of a query tile."""
-        cell = (0.62, min(0.3, 1.2 / self.height))
+        cell = (0.6, min(0.3, 1.04 / self.height))
         field = self.column(self.trace.rescale, s)
         grid = TensorGrid(field, cell=cell, number=".2f", map="LOSS", limit=1.0, role="LOSS")
         grid.move_to(self.place("total", self.head))
