@@ -375,7 +375,7 @@ class FlashAttention(TopicScene):
             self.play(FadeOut(factors, stage.factor_name), run_time=0.3 * pace)
         weights = stage.weights(s)
         self.play(FadeOut(scores), FadeIn(weights), run_time=0.4 * pace)
-        used = weights.copy().hide_numbers()
+        used = weights.copy().hide_numbers().set_z_index(2)
         if first:
             self.play(
                 FadeIn(stage.total, stage.output),

@@ -140,7 +140,7 @@ class TileStage:
         tile = TensorGrid(field, cell=self.tile_cell, number=None, limit=strip.limit, role=strip.role)
         if name == "value":
             return tile.stretch_to_fit_height(1.08).move_to(self.place("output", self.head))
-        return tile.move_to(self.place("query", self.foot))
+        return tile.move_to(self.place("query", self.foot)).set_z_index(1)  # tiles that come pass behind it
 
     def key_tile(self, rows: slice) -> TensorGrid:
         """Return a tile of keys, turned so that each key stands over its column of scores."""
@@ -184,6 +184,8 @@ class TileStage:
         self.output = TensorGrid(
             self.part(trace.acc, s), cell=self.tile_cell, number=None, limit=largest(trace.acc), role="OUTPUT"
         ).move_to(self.place("output", self.foot))
+        for part in (self.maximum, self.total, self.output):
+            part.set_z_index(1)
 
     def final_output(self, s: int) -> TensorGrid:
         """Return the output of a query tile after the division, still in SRAM."""

@@ -60,6 +60,16 @@ def test_every_term_shrinks_when_the_maximum_moves(trace):
     assert len(set(first.round(6))) > 10  # it glides down, it does not jump
 
 
+def test_tiles_at_work_lie_before_those_that_pass():
+    def look(scene):
+        fields = {grid.values.field: grid.z_index for grid in pictures(scene, TensorGrid) if grid.z_index}
+        return {field for field, depth in fields.items() if depth > 0}
+
+    _, seen = watched(FlashAttention, "loop", look)
+    assert {"query", "running_max", "running_sum", "acc"} <= set().union(*seen)
+    assert not {"key", "value"} & set().union(*seen)
+
+
 @pytest.mark.parametrize("config", [Config(num_tokens=9, block_q=4, block_k=2), Config(causal=False)])
 @pytest.mark.parametrize("unit", ["tiles", "loop", "backward"])
 def test_other_tiles_can_be_shown(unit, config):
