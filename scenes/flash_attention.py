@@ -331,8 +331,8 @@ class FlashAttention(TopicScene):
         self.take_query(stage, steps[0], 0.5)
         for s in steps:
             self.pass_tile(stage, s, pace)
-        self.finish_row(stage, steps[-1], 0.5)
-        self.hold(0.3)
+        self.finish_row(stage, steps[-1], 0.55)
+        self.hold(0.2)
         self.play(stage.memory.strips["output"].animate.hide(row), run_time=0.4)
 
     def take_query(self, stage: "TileStage", s: int, pace: float) -> None:
@@ -397,9 +397,18 @@ class FlashAttention(TopicScene):
         """Divide by the sum, send the output home, and forget the rest."""
         rows = stage.rows(int(self.trace.tile_i[s]))
         done = stage.final_output(s)
-        self.play(stage.output.animate.become(done), FadeOut(stage.total, stage.maximum), run_time=0.5 * pace)
+        stage.total.set_z_index(2)
+        self.play(FadeIn(stage.division), FadeOut(stage.maximum), run_time=0.3 * pace)
         self.play(
-            stage.output.animate.become(stage.strip_tile("output", rows)), FadeOut(stage.query), run_time=0.8 * pace
+            stage.total.animate.move_to(done).set_opacity(0),
+            stage.output.animate.become(done),
+            run_time=0.7 * pace,
+        )
+        self.remove(stage.total)
+        self.play(
+            stage.output.animate.become(stage.strip_tile("output", rows)),
+            FadeOut(stage.query, stage.division),
+            run_time=0.8 * pace,
         )
         stage.memory.strips["output"].show(rows)
         self.remove(stage.output)

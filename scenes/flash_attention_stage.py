@@ -105,6 +105,7 @@ class TileStage:
         ]
         self.names.append(Label("tiles", size=theme.SMALL, color=theme.MUTED).next_to(self.map, UP, buff=0.12))
         self.factor_name = Label("× factor", size=theme.SMALL, color=theme.LOSS, bold=True)
+        self.division = Label("÷ sum", size=theme.SMALL, bold=True)
         self.query: Any = None
         self.maximum: Any = None
         self.total: Any = None
@@ -191,6 +192,7 @@ class TileStage:
         """Return the output of a query tile after the division, still in SRAM."""
         rows, limit = self.rows(int(self.trace.tile_i[s])), self.memory.strips["output"].limit
         final = TensorGrid(self.trace.flash_output[rows], cell=self.tile_cell, number=None, limit=limit, role="OUTPUT")
+        self.division.next_to(self.output, UP, buff=0.25)
         return final.move_to(self.output)
 
     def factors(self, s: int) -> TensorGrid:

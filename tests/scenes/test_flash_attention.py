@@ -9,6 +9,7 @@ from internals_math import trace_store
 from internals_math.flash_attention import Config
 from scenes.flash_attention import FlashAttention
 from scenes.kit.bars import Bars
+from scenes.kit.label import Label
 from scenes.kit.tensor_grid import TensorGrid
 from tests.scenes.watching import pictures, watched
 
@@ -58,6 +59,20 @@ def test_every_term_shrinks_when_the_maximum_moves(trace):
     assert first[0] == 1
     assert np.isclose(first, float(trace.row_terms[-1, 0])).any()  # then the bars become the softmax
     assert len(set(first.round(6))) > 10  # it glides down, it does not jump
+
+
+def test_the_sum_goes_into_the_output_that_it_divides():
+    def look(scene):
+        if "÷ sum" not in [label.text for label in pictures(scene, Label)]:
+            return None
+        sums = pictures(scene, TensorGrid, "running_sum")
+        return [float(grid.get_center()[0]) for grid in sums]
+
+    _, seen = watched(FlashAttention, "loop", look, frame_rate=20)
+    places = [places[0] for places in seen if places]
+    assert places == sorted(places)
+    assert places[0] == pytest.approx(4.98)  # its own place
+    assert places[-1] > 5.7  # nearly that of the output
 
 
 def test_tiles_at_work_lie_before_those_that_pass():
