@@ -257,7 +257,7 @@ class Attention(TopicScene):
         width = Readout(lambda d: f"d = {d:d}", trace.dk_grid[0], size=0.36, bold=True).move_to([-5.5, 2.55, 0])
         mean = Readout(lambda w: f"{w:.2f}", trace.maxw_raw[0], size=0.36, bold=True, color=theme.SCORE)
         mean.move_to([5.2, -1.0, 0])
-        about = Label(f"largest weight,\nmean of {trace.random_pairs:,}\nscores", size=0.18, color=theme.MUTED)
+        about = Label(f"mean of largest\nweights, from\n{trace.random_pairs:,} scores", size=0.18, color=theme.MUTED)
         about.next_to(mean, DOWN, buff=0.25)
 
         self.say("The longer the vectors, the further their scores drift apart.")
