@@ -192,13 +192,13 @@ class MultiQueryAttention(TopicScene):
         trace = self.trace
         limits = largest(trace.key_mqa), largest(trace.value_mqa)
         memory = HeadMemory(trace.key_mqa, trace.value_mqa, limits=limits, cell=(0.24, 0.28), gap=0.3)
-        return memory.move_to([0.3, 0, 0]).align_to([0, 1.15, 0], UP)
+        return memory.move_to([0.3, 0, 0]).align_to([0, 1.25, 0], UP)
 
     def gather(self, queries: list[TensorGrid], heads: list[Label], stack: HeadMemory) -> list[Any]:
         """Return the motion of the four queries to a stack above the one memory, their names beside them."""
         moves = []
         for k, (query, head) in enumerate(zip(queries, heads, strict=True)):
-            place = np.array([stack.keys.get_center()[0], 2.8 - 0.37 * k, 0])
+            place = np.array([stack.keys.get_center()[0], 2.9 - 0.37 * k, 0])
             moves += [query.animate.move_to(place), head.animate.move_to(place + 1.75 * LEFT)]
         return moves
 
