@@ -209,24 +209,15 @@ class MultiQueryAttention(TopicScene):
         """One shared memory still gives four different answers."""
         trace = self.trace
         stage = SharedStage(trace)
-        titles = [
-            Label(words, color=color, bold=True).next_to(part, DOWN, buff=0.25)
-            for words, color, part in (
-                ("one set of keys", theme.KEY, stage.keys),
-                ("attention", theme.SCORE, stage.weights),
-                ("one set of values", theme.VALUE, stage.values),
-            )
-        ]
-        answers = Label("four answers", bold=True).next_to(stage.outputs, LEFT, buff=0.3)
         self.say("Four queries of the newest word go over the same keys together.")
-        self.play(FadeIn(stage.names, stage.keys, stage.values, stage.queries, *stage.heads, *titles), run_time=0.9)
+        self.play(FadeIn(*stage.parts()), run_time=0.9)
         self.ask(stage, seconds=4.2)
-        self.say("Each of them finds something else in it.")
+        self.say("Each of them weighs the words differently.")
         spots = stage.strongest()
         self.play(LaggedStart(*(FadeIn(spot) for spot in spots), lag_ratio=0.4), run_time=1.6)
         self.hold(0.9)
         self.say("One shared memory still gives four different answers.")
-        self.play(FadeIn(answers), run_time=0.3)
+        self.play(FadeIn(stage.answers), run_time=0.3)
         self.answer(stage, seconds=3.0)
         self.hold(1.0)
 
@@ -234,13 +225,14 @@ class MultiQueryAttention(TopicScene):
     def sweep_loop(self):
         """Four queries sweep one memory; the weights fill, rest, and fade."""
         stage = SharedStage(self.trace)
-        self.add(stage.names, stage.keys, stage.values, stage.queries, *stage.heads)
+        self.add(*stage.parts())
         self.hold(0.3)
         self.ask(stage, seconds=3.0)
         self.hold(0.5)
+        self.add(stage.answers)
         self.answer(stage, seconds=1.2)
         self.hold(0.9)
-        self.play(FadeOut(stage.weights, stage.outputs), run_time=0.5)
+        self.play(FadeOut(stage.weights, stage.outputs, stage.answers), run_time=0.5)
         self.hold(0.1)
 
     def ask(self, stage: "SharedStage", *, seconds: float) -> None:
@@ -404,8 +396,8 @@ class SharedStage:
             trace.key_mqa, cell=self.cell, number=None, role="KEY"
         ).move_to([-3.35, 0, 0]).align_to([0, top, 0], UP)  # fmt: skip
         self.weights = TensorGrid(
-            trace.last_weights_mqa, cell=(0.8, self.cell[1]), number=".2f", map="SCORE", limit=1.0, role="SCORE"
-        ).move_to([0.45, 0, 0]).align_to(self.keys, UP)  # fmt: skip
+            trace.last_weights_mqa, cell=(0.9, self.cell[1]), number=".2f", map="SCORE", limit=1.0, role="SCORE"
+        ).move_to([0.52, 0, 0]).align_to(self.keys, UP)  # fmt: skip
         self.values = TensorGrid(trace.value_mqa, cell=self.cell, number=None, role="VALUE").move_to([4.4, 0, 0])
         self.values.align_to(self.keys, UP)
         self.queries = TensorGrid(trace.query_mqa[:, last], cell=small, number=None, role="QUERY")
@@ -426,11 +418,25 @@ class SharedStage:
             )
             for k, name in enumerate(trace.head_names)
         ]
+        self.titles = [
+            Label(words, color=color, bold=True).next_to(part, side, buff=0.25)
+            for words, color, part, side in (
+                ("four queries", theme.QUERY, self.queries, UP),
+                ("one set of keys", theme.KEY, self.keys, DOWN),
+                ("attention", theme.SCORE, self.weights, DOWN),
+                ("one set of values", theme.VALUE, self.values, DOWN),
+            )
+        ]
+        self.answers = Label("four answers", bold=True).next_to(self.outputs, UP, buff=0.25)
+
+    def parts(self) -> list[Any]:
+        """Return what is there before the queries ask."""
+        return [self.names, self.keys, self.values, self.queries, *self.heads, *self.titles]
 
     def strongest(self) -> list[Frame]:
         """Return a frame around the largest weight of each head."""
         rows = np.asarray(self.weights.values.values).argmax(axis=0)
         return [
-            Frame(0.82, self.cell[1] + 0.02, color=theme.TEXT).move_to(self.weights.cell_center(int(row), head))
+            Frame(0.92, self.cell[1] + 0.02, color=theme.TEXT).move_to(self.weights.cell_center(int(row), head))
             for head, row in enumerate(rows)
         ]
