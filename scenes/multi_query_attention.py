@@ -237,8 +237,10 @@ class MultiQueryAttention(TopicScene):
 
     def ask(self, stage: "SharedStage", *, seconds: float) -> None:
         """Let the four queries travel down the keys together, and fill a row of weights at each stop."""
-        strips = stage.queries.copy().stretch_to_fit_height(stage.cell[1] - 0.04)
-        beam = Group(Frame(stage.queries.width + 0.16, stage.cell[1] + 0.06, color=theme.QUERY).move_to(strips), strips)
+        # taller than the row of keys they are compared with, so that the four can be told apart
+        height = 1.7 * stage.cell[1]
+        strips = stage.queries.copy().stretch_to_fit_height(height)
+        beam = Group(Frame(stage.queries.width + 0.16, height + 0.1, color=theme.QUERY).move_to(strips), strips)
         weights = stage.weights.hide()
         self.add(weights, beam)
 
