@@ -31,7 +31,10 @@ class MultiQueryAttention(TopicScene):
         "Decoding is paid in bytes read. Give all query heads one shared memory, "
         "and both the cache and the reading shrink by the number of heads."
     )
-    loop_alt = "Four query rows sweep the same key matrix together and produce four different attention patterns."
+    loop_alt = (
+        "Four query rows sweep the same key matrix together and produce four different attention patterns. "
+        "Two bars compare the bytes read with those of a memory for each head."
+    )
 
     # -- chapter 1 --------------------------------------------------------------------------------------------------
 
@@ -224,8 +227,8 @@ class MultiQueryAttention(TopicScene):
     @loop
     def sweep_loop(self):
         """Four queries sweep one memory; the weights fill, rest, and fade."""
-        stage = SharedStage(self.trace)
-        self.add(*stage.parts())
+        stage = SharedStage(self.trace, top=1.6)
+        self.add(*stage.parts(), *self.reading())
         self.hold(0.3)
         self.ask(stage, seconds=3.0)
         self.hold(0.5)
@@ -234,6 +237,20 @@ class MultiQueryAttention(TopicScene):
         self.hold(0.9)
         self.play(FadeOut(stage.weights, stage.outputs, stage.answers), run_time=0.5)
         self.hold(0.1)
+
+    def reading(self) -> list[Any]:
+        """Return the bytes read with a memory for each head and with the shared one, as bars of one scale."""
+        trace = self.trace
+        fields = trace.bytes_read_mha[-1:], trace.bytes_read_mqa[-1:]
+        bars = [
+            Bars(
+                field, limit=trace.bytes_read_mha[-1], length=4.6, role=role, number=",d", number_size=0.22,
+                names=trace.paper_variants[k : k + 1],
+            ).move_to([2.8, -2.96 - 0.38 * k, 0])
+            for k, (field, role) in enumerate(zip(fields, ("LOSS", "KEY"), strict=True))
+        ]  # fmt: skip
+        unit = Label("bytes read in this layer,\nfor one new token", color=theme.MUTED).move_to([0, -3.15, 0])
+        return [*bars, unit.align_to([-6.4, 0, 0], LEFT)]
 
     def ask(self, stage: "SharedStage", *, seconds: float) -> None:
         """Let the four queries travel down the keys together, and fill a row of weights at each stop."""
@@ -390,10 +407,10 @@ class MultiQueryAttention(TopicScene):
 class SharedStage:
     """The picture of chapter 4 and of the loop: queries above the one set of keys, outputs above the one of values."""
 
-    def __init__(self, trace: Any) -> None:
-        self.cell = (0.42, 0.36)
+    def __init__(self, trace: Any, *, top: float = 1.25) -> None:
+        self.cell = (0.42, min(0.36, 3.6 / len(trace.tokens)))
         small = (0.42, 0.27)
-        last, top = len(trace.tokens) - 1, 1.25
+        last = len(trace.tokens) - 1
         self.keys = TensorGrid(
             trace.key_mqa, cell=self.cell, number=None, role="KEY"
         ).move_to([-3.35, 0, 0]).align_to([0, top, 0], UP)  # fmt: skip
