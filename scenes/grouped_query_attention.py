@@ -103,11 +103,11 @@ class GroupedQueryAttention(TopicScene):
         self.add(*stage.parts())
         self.hold(0.5)
         for groups in (SOME, ONE, SOME, ALL):
-            self.turn(stage, groups, seconds=0.9)
+            self.turn(stage, groups, seconds=0.8)
             self.hold(0.4)
 
     def turn(self, stage: "DialStage", groups: str, *, seconds: float = 1.5) -> None:
-        """Turn the dial: wires swing, memories slide together or apart, the bar follows."""
+        """Turn the dial: wires swing, memories slide together or apart; once there, the bar snaps to their bytes."""
         merging = int(groups) < len(stage.wiring.memories)
         before, after = stage.wiring.memories, stage.wiring.memories_for(groups)
         finer = stage.wiring.groups if merging else groups
@@ -118,7 +118,7 @@ class GroupedQueryAttention(TopicScene):
         if merging:
             moves = [memory.animate.move_to(after[parent[k]]) for k, memory in enumerate(before)]
             self.play(*moves, *changes, run_time=seconds)
-            self.play(FadeIn(*after), FadeOut(*before), run_time=0.3)
+            self.play(FadeIn(*after), FadeOut(*before), stage.bill(groups), run_time=0.3)
         else:
             places = [memory.get_center() for memory in after]
             for k, memory in enumerate(after):
@@ -126,6 +126,7 @@ class GroupedQueryAttention(TopicScene):
             self.play(FadeIn(*after), FadeOut(*before), run_time=0.3)
             moves = [memory.animate.move_to(place) for memory, place in zip(after, places, strict=True)]
             self.play(*moves, *changes, run_time=seconds)
+            self.play(stage.bill(groups), run_time=0.3)
         stage.wiring.memories, stage.wiring.groups = after, groups
 
     # -- chapter 3 --------------------------------------------------------------------------------------------------
@@ -422,13 +423,19 @@ class DialStage:
         return [wiring.tiles, wiring.wires, *wiring.memories, *self.strips, self.slider, self.bar, self.unit]
 
     def changes(self, groups: str) -> list[Any]:
-        """Return how attention, dial and bar follow to another stop."""
-        trace = self.trace
-        last = len(trace.tokens) - 1
-        stop = [int(stop) for stop in trace.groups].index(int(groups))
-        rows = trace.weights_by_g[groups]
+        """Return how attention and dial follow to another stop."""
+        rows = self.trace.weights_by_g[groups]
+        last = len(self.trace.tokens) - 1
         return [
-            self.slider.animate.set_values(trace.groups[stop : stop + 1]),
-            self.bar.animate.set_values(trace.cache_bytes[stop : stop + 1]),
+            self.slider.animate.set_values(self.trace.groups[self.stop(groups)]),
             *(strip.animate.set_values(rows[head, last]) for head, strip in enumerate(self.strips)),
         ]
+
+    def bill(self, groups: str) -> Any:
+        """Return how the bar follows to another stop."""
+        return self.bar.animate.set_values(self.trace.cache_bytes[self.stop(groups)])
+
+    def stop(self, groups: str) -> slice:
+        """Return where the Trace's fields hold a stop of the dial."""
+        stop = [int(stop) for stop in self.trace.groups].index(int(groups))
+        return slice(stop, stop + 1)
