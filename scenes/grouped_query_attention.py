@@ -32,8 +32,8 @@ class GroupedQueryAttention(TopicScene):
         "and keep most of its quality at a fraction of the cache."
     )
     loop_alt = (
-        "Wires from four query heads swing between four, two and one shared key-value memories while the bar of the "
-        "cache shrinks in proportion."
+        "Wires from four query heads swing from four key-value heads to two, to one and back, while the bar of the "
+        "cache shrinks and grows in proportion."
     )
 
     # -- chapter 1 --------------------------------------------------------------------------------------------------
@@ -55,12 +55,13 @@ class GroupedQueryAttention(TopicScene):
             for memory in side.memories:
                 memory.hide()
         names = RowNames(trace.tokens, sides[0].memories[0].keys).hide()
+        legend = key_and_value([1.8, sides[0].memories[0].get_center()[1], 0])
 
         self.say("Four query heads. Should each of them own a memory of the text?")
         self.play(*(FadeIn(side.tiles, side.wires) for side in sides), FadeIn(*titles), run_time=theme.MOVE)
         self.hold(0.5)
         self.say("Everyone owns a memory, or everyone shares one.")
-        self.add(*(grid for side in sides for memory in side.memories for grid in memory), names, *counts)
+        self.add(*(grid for side in sides for memory in side.memories for grid in memory), names, *counts, *legend)
         seconds = 4.0
         self.play(
             *(RowByRow(grid) for side in sides for memory in side.memories for grid in memory),
@@ -79,10 +80,8 @@ class GroupedQueryAttention(TopicScene):
     def dial(self):
         """GQA is a dial: how many query heads share one memory."""
         stage = DialStage(self.trace)
-        words = Label("what each head looks at", color=theme.MUTED).next_to(stage.strips[0], UP, buff=0.2)
-        words.align_to(stage.strips[0], LEFT)
-        self.say("The same model, with a dial: how many memories are there?")
-        self.play(FadeIn(*stage.parts(), words), run_time=theme.MOVE)
+        self.say("The same model, with a dial: how many memories, or KV heads, are there?")
+        self.play(FadeIn(*stage.parts()), run_time=theme.MOVE)
         self.hold(0.6)
         stage.bar.leave_ghosts()
         self.say("Turn it to two: pairs of heads share, and the cache is halved.")
@@ -391,6 +390,12 @@ class Wiring:
         return [self.top_of(memories[int(group)]) for group in self.trace.group_of_head[groups]]
 
 
+def key_and_value(place: Any) -> list[Label]:
+    """Return the names of the two halves of a memory in their colors, one above the other."""
+    key = Label("keys", color=theme.KEY, bold=True).move_to(place + 0.22 * UP)
+    return [key, Label("values", color=theme.VALUE, bold=True).move_to(place + 0.22 * DOWN).align_to(key, LEFT)]
+
+
 class DialStage:
     """The picture of chapter 2 and of the loop: attention, heads, wires, memories; the dial and the bar of bytes."""
 
@@ -407,20 +412,23 @@ class DialStage:
         ]  # fmt: skip
         self.slider = NumberLine(
             trace.groups[:1], span=(1, 4), length=4.6, ticks=[1, 2, 4], tick_format="d", log=True, roles="KEY",
-            label="memories in each layer",
+            label="KV heads in each layer",
         ).move_to([-1.7, -1.95, 0])  # fmt: skip
         self.bar = Bars(
             trace.cache_bytes[:1], limit=trace.cache_bytes[0], direction="up", length=3.3, step=1.5, thickness=0.8,
             role="KEY", number=",d", number_size=0.3,
         ).move_to([5.2, 0.15, 0])  # fmt: skip
-        self.unit = Label("bytes of cache\nfor each token", color=theme.MUTED, align=0.5).next_to(
-            self.bar, DOWN, buff=0.25
-        )
+        self.names = [
+            Label("bytes of cache\nfor each token", color=theme.MUTED, align=0.5).next_to(self.bar, DOWN, buff=0.25),
+            Label("what each head looks at", color=theme.MUTED)
+            .next_to(self.strips[0], UP, buff=0.2).align_to(self.strips[0], LEFT),
+            *key_and_value([3.45, self.wiring.memories[0].get_center()[1], 0]),
+        ]  # fmt: skip
 
     def parts(self) -> list[Any]:
         """Return everything on stage."""
         wiring = self.wiring
-        return [wiring.tiles, wiring.wires, *wiring.memories, *self.strips, self.slider, self.bar, self.unit]
+        return [wiring.tiles, wiring.wires, *wiring.memories, *self.strips, self.slider, self.bar, *self.names]
 
     def changes(self, groups: str) -> list[Any]:
         """Return how attention and dial follow to another stop."""
