@@ -306,18 +306,27 @@ class GroupedQueryAttention(TopicScene):
         trace = self.trace
         models, points = trace.real_models, trace.tradeoff
         bars = Bars(
-            models.bytes_with_all_heads, length=6.2, step=0.85, thickness=0.5, role="KEY", number="binary",
-            number_size=0.24, names=models.name,
-        ).move_to([0.6, 0.1, 0]).hide()  # fmt: skip
+            models.bytes_with_all_heads, length=6.2, step=0.85, thickness=0.5, role="KEY", number=None,
+            names=models.name,
+        ).move_to([0.0, 0.1, 0]).hide()  # fmt: skip
+        # in a column of their own: at the ends of the bars, the outlines would run through them
+        sizes = [
+            Readout(lambda n: f"{n:binary}", size, size=0.24).move_to([4.2, bars.tip(k)[1], 0])
+            for k, size in enumerate(models.bytes_with_all_heads)
+        ]
         unit = Label("cache for one token (FP16)", color=theme.MUTED).next_to(bars, UP, buff=0.25)
         unit.align_to(bars, LEFT)
         self.say("If every query head of these models had a memory of its own …")
         self.play(FadeIn(bars, unit), run_time=0.4)
-        self.play(bars.animate.show(), run_time=1.0)
+        self.play(bars.animate.show(), FadeIn(*sizes), run_time=1.0)
         self.hold(0.6)
         self.say("… and what they chose. Many share: eight memories in each layer.")
         bars.leave_ghosts()
-        self.play(bars.animate.set_values(models.bytes_per_token), run_time=1.4)
+        self.play(
+            bars.animate.set_values(models.bytes_per_token),
+            *(text.animate.set_value(size) for text, size in zip(sizes, models.bytes_per_token, strict=True)),
+            run_time=1.4,
+        )
         self.hold(0.9)
         self.finish_beat()
         self.clear_stage()
