@@ -300,7 +300,7 @@ class SlidingWindowAttention(TopicScene):
                 self.say("The next word overwrites the oldest. Memory never grows.")
             if position == 2 * window:
                 self.say("The query reads all slots at once. Their order does not matter.")
-            pace = 1.0 if window <= position < window + 2 else 0.42
+            pace = 1.0 if position in (window, window + 1, 2 * window) else 0.36
             place = trace.ring_positions[position, int(trace.ring_slot[position])]
             news = [law.animate.set_value(place, (0, 0)), read.animate.set_value(trace.pairs_curve_N[position])]
             self.store(stage, position, pace, news)
@@ -327,13 +327,13 @@ class SlidingWindowAttention(TopicScene):
         """Every new word overwrites the oldest one."""
         trace = self.trace
         window, count = int(trace.config.window), len(trace.tokens)
-        first, last = window - 1, min(window + 6, count)
+        first, last = window - 1, min(2 * window, window + 6, count)
         stage = RingStage(trace, wide=True)
         stage.fill(first)
         self.add(*stage.parts(), *stage.contents, stage.gaze)
         self.hold(0.3)
         for position in range(first + 1, last):
-            self.store(stage, position, min(0.62, 4.4 / (last - first - 1)))
+            self.store(stage, position, min(0.75, 3.5 / (last - first - 1)))
         start = RingStage(trace, wide=True)
         start.fill(first)
         old = [*stage.contents, stage.gaze]
@@ -365,6 +365,7 @@ class SlidingWindowAttention(TopicScene):
             stage.contents[slot] = new
         stage.gaze = stage.look(position)
         self.play(FadeIn(stage.gaze), run_time=0.35 * pace)
+        self.hold(0.4 * pace)
 
     # -- chapter 7 --------------------------------------------------------------------------------------------------
 
