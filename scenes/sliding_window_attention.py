@@ -289,12 +289,12 @@ class SlidingWindowAttention(TopicScene):
         law = Readout(self.slot_law, trace.ring_positions[0, 0], size=0.3, bold=True)
         law.move_to([-4.75, 0.55, 0])
         law_name = Label("position mod window = slot", color=theme.MUTED).next_to(law, UP, buff=0.3)
-        read = Readout(lambda n: f"{n:d} read", trace.pairs_curve_N[0], face="words", size=0.3, bold=True)
-        read.move_to([5.3, 1.1, 0]).align_to([4.75, 0, 0], LEFT)
-        kept = Label(f"{trace.config.window:d} kept", size=0.3, bold=True, color=theme.KEY)
-        kept.next_to(read, DOWN, buff=0.35).align_to(read, LEFT)
+        words = Readout(self.word_count, trace.pairs_curve_N[0], face="words", size=0.3, bold=True)
+        words.move_to([5.3, 1.1, 0]).align_to([4.75, 0, 0], LEFT)
+        slots = Label(f"{trace.config.window:d} slots", size=0.3, bold=True, color=theme.KEY)
+        slots.next_to(words, DOWN, buff=0.35).align_to(words, LEFT)
         self.say("With a window, older keys are never read again. So keep a ring of slots.")
-        self.play(FadeIn(*stage.parts(), law, law_name, read, kept), run_time=theme.MOVE)
+        self.play(FadeIn(*stage.parts(), law, law_name, words, slots), run_time=theme.MOVE)
         for position in range(count):
             if position == window:
                 self.say("The next word overwrites the oldest. Memory never grows.")
@@ -302,11 +302,11 @@ class SlidingWindowAttention(TopicScene):
                 self.say("The query reads all slots at once. Their order does not matter.")
             pace = 1.0 if position in (window, window + 1, 2 * window) else 0.36
             place = trace.ring_positions[position, int(trace.ring_slot[position])]
-            news = [law.animate.set_value(place, (0, 0)), read.animate.set_value(trace.pairs_curve_N[position])]
+            news = [law.animate.set_value(place, (0, 0)), words.animate.set_value(trace.pairs_curve_N[position])]
             self.store(stage, position, pace, news)
         error = Readout(lambda e: f"{e:.0e}", trace.max_abs_diff_ring, size=0.32, bold=True).move_to([4.75, -1.0, 0])
         note = Label("largest\ndifference", color=theme.MUTED)
-        error.align_to(kept, LEFT)
+        error.align_to(slots, LEFT)
         note.next_to(error, DOWN, buff=0.25).align_to(error, LEFT)
         sizes = trace.real_cache_bytes
         real = Label(
@@ -317,6 +317,10 @@ class SlidingWindowAttention(TopicScene):
         self.play(FadeIn(error, note), run_time=theme.QUICK)
         self.play(FadeIn(real), run_time=theme.QUICK)
         self.hold(1.0)
+
+    def word_count(self, count: Any) -> str:
+        """Return how many words the text has so far."""
+        return f"{count:d} word" if int(count) == 1 else f"{count:d} words"
 
     def slot_law(self, position: Any) -> str:
         """Return how a position finds its slot."""
@@ -330,7 +334,9 @@ class SlidingWindowAttention(TopicScene):
         first, last = window - 1, min(2 * window, window + 6, count)
         stage = RingStage(trace, wide=True)
         stage.fill(first)
-        self.add(*stage.parts(), *stage.contents, stage.gaze)
+        name = Label(f"key cache:\n{trace.config.window:d} slots", size=0.24, color=theme.KEY, bold=True)
+        name.move_to([-5.2, 1.4, 0])
+        self.add(*stage.parts(), *stage.contents, stage.gaze, name)
         self.hold(0.3)
         for position in range(first + 1, last):
             self.store(stage, position, min(0.75, 3.5 / (last - first - 1)))
@@ -339,7 +345,7 @@ class SlidingWindowAttention(TopicScene):
         old = [*stage.contents, stage.gaze]
         self.play(
             FadeOut(*old), FadeIn(*start.contents, start.gaze), stage.text.animate.become(start.text),
-            stage.hand.animate.move_to(start.hand), run_time=0.6,
+            stage.hand.animate.move_to(start.hand), stage.asker.animate.become(start.asker), run_time=0.6,
         )  # fmt: skip
 
     def store(self, stage: "RingStage", position: int, pace: float, news: Sequence[Any] = ()) -> None:
@@ -351,7 +357,7 @@ class SlidingWindowAttention(TopicScene):
         gone = [FadeOut(stage.gaze)] if stage.gaze is not None else []
         self.play(
             stage.text.animate.focus(stage.window_of(position)), stage.hand.animate.move_to(stage.places[slot]),
-            *gone, *news,
+            stage.asker.animate.become(stage.asking(position)), *gone, *news,
             run_time=0.45 * pace,
         )  # fmt: skip
         self.add(flight)
@@ -517,14 +523,15 @@ class RingStage:
         self.slots = [Frame(*self.size, color=theme.MUTED, fill=theme.SURFACE).move_to(place) for place in self.places]
         self.hand = Frame(*(self.size + 0.18), color=theme.QUERY, line=theme.THICK).move_to(self.places[0])
         self.query = [
-            Frame(1.2, 0.56, color=theme.QUERY, fill=theme.BACKGROUND).move_to(self.center),
-            Label("query", size=0.24, color=theme.QUERY, bold=True).move_to(self.center),
+            Frame(1.4, 1.0, color=theme.QUERY, fill=theme.BACKGROUND).move_to(self.center),
+            Label("query of", color=theme.QUERY, bold=True).move_to(self.center + 0.27 * UP),
         ]
+        self.asker = self.asking(0)
         self.contents: list[Group] = []
         self.gaze: Any = None
 
     def parts(self) -> list[Any]:
-        return [self.track, self.text, *self.slots, self.hand, *self.query]
+        return [self.track, self.text, *self.slots, self.hand, *self.query, self.asker]
 
     def window_of(self, position: int) -> list[int]:
         """Return the words that are in the ring after `position` was stored."""
@@ -548,6 +555,10 @@ class RingStage:
         key.move_to(self.places[slot] + 0.25 * high * DOWN)
         return Group(word, key)
 
+    def asking(self, position: int) -> TokenRow:
+        """Return the word whose query reads the ring."""
+        return TokenRow(self.trace.tokens[position : position + 1], tile=1.1).move_to(self.center + 0.16 * DOWN)
+
     def look(self, position: int) -> Links:
         """Return the query's look at all slots, as strong as its weights."""
         links = Links(self.trace.ring_weights[position], [self.center], self.places, limit=0.7, bend=0.0, line=0.2)
@@ -559,4 +570,5 @@ class RingStage:
         self.contents = [self.content(int(place)) for place in held if place >= 0]
         self.text.focus(self.window_of(position))
         self.hand.move_to(self.places[int(self.trace.ring_slot[position])])
+        self.asker = self.asking(position)
         self.gaze = self.look(position)
