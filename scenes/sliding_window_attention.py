@@ -202,11 +202,14 @@ class SlidingWindowAttention(TopicScene):
         links = [stage.links(layer) for layer in range(len(stage.rows) - 1)]
         for layer, row in enumerate(stage.rows):
             row.set_values(trace.cone[layer : layer + 1])
+        glow = Label("strength of color: measured influence on the last word", color=theme.MUTED)
+        glow.move_to([0, 2.85, 0]).align_to([-6.6, 0, 0], LEFT)
         self.add(*links, *stage.rows, *stage.names, stage.text)
         self.say("How much does the last word really change when one of these changes?")
         self.play(
             *(row.animate.set_values(trace.influence_cone[k : k + 1]) for k, row in enumerate(stage.rows)),
             *(link.animate.set_opacity(0.25) for link in links),
+            FadeIn(glow),
             run_time=1.6,
         )
         self.hold(0.4)
