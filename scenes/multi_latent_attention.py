@@ -300,8 +300,9 @@ class MultiLatentAttention(TopicScene):
         self, stage: AbsorbStage, query: TensorGrid, over: TensorGrid, *, run_time: float, again: bool = False
     ) -> None:
         """Let a query travel down the rows of `over`; each rest writes a score, or meets the one that is there."""
-        strip = query.copy()
-        beam = Group(Frame(over.width + 0.14, over.cell[1] + 0.05, color=theme.QUERY), strip.move_to([0, 0, 0]))
+        strip = TensorGrid(query.values, cell=(query.cell[0], 0.12), number=None, limit=query.limit)
+        beam = Group(Frame(over.width + 0.14, over.cell[1] + 0.05, color=theme.QUERY), strip)
+        strip.align_to(beam, DOWN).shift(0.02 * UP)
         beam.move_to(query)
         scores = stage.scores if again else stage.scores.hide()
         ring = Frame(scores.width + 0.1, scores.cell[1] + 0.04, color=theme.QUERY).move_to(scores.row_center(0))
@@ -310,7 +311,7 @@ class MultiLatentAttention(TopicScene):
 
         def fill(row: int, share: float) -> None:
             if again:
-                ring.move_to(scores.row_center(row)).set_opacity(1.0)
+                ring.set_y(beam.get_y()).set_opacity(1.0 if row or share else 0.0)
             else:
                 scores.presence = np.where(np.arange(scores.rows)[:, None] == row, share, scores.presence)
 

@@ -6,6 +6,7 @@ from manim import tempconfig
 
 from internals_math import trace_store
 from scenes.kit.bars import Bars
+from scenes.kit.shapes import Frame
 from scenes.kit.tensor_grid import TensorGrid
 from scenes.kit.vector_plane import VectorPlane
 from scenes.multi_latent_attention import MultiLatentAttention
@@ -70,6 +71,25 @@ def test_once_the_matrix_has_moved_no_key_comes_back_and_the_scores_stay(trace):
     assert len({seen[k][0] for k in full}) == 1
     last_key = max(k for k, (_, keys, _) in enumerate(seen) if keys)
     assert last_key < max(full)
+
+
+@pytest.mark.parametrize("unit", ["loop", "never_rebuild"])
+def test_the_outlined_score_is_always_in_the_row_that_the_query_is_on(unit, trace):
+    def look(scene):
+        """Return the heights of the outline in the column of scores and of the one that sweeps over the latents."""
+        frames = [frame for frame in pictures(scene, Frame) if frame.opacity == 1]
+        scores, latents = (grids(scene, field) for field in ("scores_content", "c_kv"))
+        if not scores or len(frames) != 2:
+            return None
+        return tuple(
+            next(frame.get_y() for frame in frames if frame.get_x() == pytest.approx(grid.get_x()))
+            for grid in (scores[0], latents[0])
+        )
+
+    _, seen = watched(unit, look)
+    met = [heights for heights in seen if heights]
+    assert len({round(score, 2) for score, _ in met}) >= len(trace.tokens)
+    assert [score for score, _ in met] == pytest.approx([query for _, query in met])
 
 
 def test_the_same_output_is_reached_by_values_and_by_the_mixed_latent():
