@@ -15,7 +15,7 @@ from scenes.kit.tensor_grid import TensorGrid, largest
 from scenes.kit.token_row import RowNames
 from scenes.kit.topic_scene import TopicScene, chapter, loop
 from scenes.kit.vector_plane import VectorPlane
-from scenes.multi_latent_attention_stage import BESIDE_MATRIX, BESIDE_QUERY, AbsorbStage, ValueStage
+from scenes.multi_latent_attention_stage import BESIDE_QUERY, AbsorbStage, ValueStage
 
 
 class MultiLatentAttention(TopicScene):
@@ -235,14 +235,11 @@ class MultiLatentAttention(TopicScene):
         self.ask(stage, stage.query, stage.keys, run_time=1.9)
         self.hold(0.4)
         self.say("Now move the matrix to the query. The keys never exist.")
-        self.move_matrix(stage, run_time=1.7, named=True)
-        self.translate_query(stage, run_time=1.2)
-        self.play(FadeIn(stage.moved_name), run_time=0.3)
+        self.move_matrix(stage, run_time=1.7)
+        self.translate_query(stage, run_time=1.5)
         self.say("The translated query meets the latents, and every score is the same.")
         self.ask(stage, stage.moved_query, stage.latents, run_time=2.0, again=True)
-        same = Label(f"scores differ by at most {trace.max_abs_diff_scores:.0e}", color=theme.MUTED)
-        same.move_to([0, 1.9, 0]).align_to([6.5, 0, 0], RIGHT)
-        self.play(FadeIn(same), run_time=theme.QUICK)
+        self.play(FadeIn(stage.same), run_time=theme.QUICK)
         self.hold(0.5)
         self.finish_beat()
         self.mix_latents(stage)
@@ -260,14 +257,13 @@ class MultiLatentAttention(TopicScene):
         self.play(pour(mixed, values.output), FadeIn(values.output), FadeIn(values.output_name), run_time=1.3)
         self.say("… or mix the latents, and unpack only the mixture.")
         self.play(
-            values.matrix.animate.move_to(BESIDE_QUERY),
-            values.matrix_name.animate.move_to(BESIDE_MATRIX),
+            Group(values.matrix, values.matrix_name).animate.shift(BESIDE_QUERY - stage.home),
             FadeOut(values.values, values.name),
             run_time=1.2,
         )
         self.play(stage.latents.animate.weigh_rows(values.shares), run_time=0.5)
         rows = [stage.latents.row(row) for row in range(stage.latents.rows)]
-        self.play(pour(rows, values.mixture), FadeIn(values.mixture), run_time=1.0)
+        self.play(pour(rows, values.mixture), FadeIn(values.mixture, values.mixture_name), run_time=1.0)
         through = values.mixture.copy()
         ring = Frame.around(values.output, pad=0.14, color=theme.TEXT)
         self.play(through.animate.move_to(values.matrix).set_opacity(0), run_time=0.6)
@@ -278,16 +274,32 @@ class MultiLatentAttention(TopicScene):
     @loop
     def matrix_loop(self):
         """The matrix moves to the query and back; the scores keep their values."""
-        stage = AbsorbStage(self.trace)
-        self.add(stage.names, stage.latents, stage.cached, stage.matrix, stage.keys, stage.query, stage.scores)
+        trace = self.trace
+        stage = AbsorbStage(trace)
+        short, wide = (
+            Label(words, color=theme.MUTED, align=0.5).next_to(name, DOWN, buff=0.25)
+            for words, name in (
+                (f"latents: {trace.cache_elements_per_token[0]:d} numbers a word", stage.cached),
+                (f"all heads' keys and values:\n{trace.wall_width:d} numbers a word", stage.keys_name),
+            )
+        )
+        gone = Label("no keys", color=theme.MUTED).move_to(stage.keys)
+        names = (stage.matrix_name, stage.query_name, stage.score_name, short)
+        rebuilt = (stage.keys, stage.keys_name, *stage.signs, wide)
+        self.add(stage.names, stage.latents, stage.cached, stage.matrix, stage.query, stage.scores, *names, *rebuilt)
         self.hold(0.5)
-        start = stage.matrix.get_center()
-        self.move_matrix(stage, run_time=1.3)
+        self.move_matrix(stage, wide, run_time=1.3)
+        self.play(FadeIn(gone), run_time=0.2)
         self.translate_query(stage, run_time=0.8)
         self.ask(stage, stage.moved_query, stage.latents, run_time=1.6, again=True)
-        self.hold(0.3)
-        self.play(FadeOut(stage.moved_query), run_time=0.3)
-        self.play(stage.matrix.animate.move_to(start), FadeIn(stage.keys), run_time=1.1)
+        self.play(FadeIn(stage.same), run_time=0.2)
+        self.hold(0.8)
+        self.play(FadeOut(stage.moved_query, stage.moved_name, stage.same, gone), run_time=0.3)
+        self.play(
+            Group(stage.matrix, stage.matrix_name).animate.shift(stage.home - BESIDE_QUERY),
+            FadeIn(*rebuilt),
+            run_time=1.1,
+        )
         self.hold(0.4)
 
     def rebuild(self, stage: AbsorbStage, *, run_time: float) -> None:
@@ -319,12 +331,12 @@ class MultiLatentAttention(TopicScene):
         self.play(Visit(beam, stops, on_rest=fill, changes=[scores, ring]), run_time=run_time)
         self.play(FadeOut(beam, ring), run_time=0.25)
 
-    def move_matrix(self, stage: AbsorbStage, *, run_time: float, named: bool = False) -> None:
-        """Carry the matrix from the cache to the query, and let the keys dissolve."""
-        leaving = (stage.keys, stage.keys_name, *stage.signs) if named else (stage.keys,)
-        moves = [stage.matrix_name.animate.move_to(BESIDE_MATRIX)] if named else []
+    def move_matrix(self, stage: AbsorbStage, *leaving: Label, run_time: float) -> None:
+        """Carry the matrix from the cache to the query, and let the keys dissolve, with what is said of them."""
         self.play(
-            stage.matrix.animate.move_to(BESIDE_QUERY), *moves, *(FadeOut(part) for part in leaving), run_time=run_time
+            Group(stage.matrix, stage.matrix_name).animate.shift(BESIDE_QUERY - stage.home),
+            FadeOut(stage.keys, stage.keys_name, *stage.signs, *leaving),
+            run_time=run_time,
         )
 
     def translate_query(self, stage: AbsorbStage, *, run_time: float) -> None:
@@ -332,7 +344,9 @@ class MultiLatentAttention(TopicScene):
         through = stage.query.copy()
         self.play(through.animate.move_to(stage.matrix).set_opacity(0), run_time=run_time / 2)
         self.remove(through)
-        self.play(FadeIn(stage.moved_query, target_position=stage.matrix), run_time=run_time / 2)
+        self.play(
+            FadeIn(stage.moved_query, target_position=stage.matrix), FadeIn(stage.moved_name), run_time=run_time / 2
+        )
 
     # -- chapter 5 --------------------------------------------------------------------------------------------------
 

@@ -11,7 +11,6 @@ from scenes.kit.tensor_grid import TensorGrid
 from scenes.kit.token_row import RowNames
 
 BESIDE_QUERY = np.array([-0.85, 1.55, 0.0])  # where a matrix stands when it serves the query, or the output
-BESIDE_MATRIX = np.array([1.3, 2.4, 0.0])  # its name, there
 ROW = 0.34
 
 
@@ -39,8 +38,8 @@ class AbsorbStage:
         self.cached, self.keys_name, self.score_name = (
             Label(words, color=color, bold=True).next_to(grid, DOWN, buff=0.25)
             for words, color, grid in (
-                ("cached latents", theme.LATENT, self.latents),
-                ("keys", theme.KEY, self.keys),
+                ("cached for all heads", theme.LATENT, self.latents),
+                ("keys of one head", theme.KEY, self.keys),
                 ("scores", theme.SCORE, self.scores),
             )
         )
@@ -52,6 +51,8 @@ class AbsorbStage:
         self.moved_name = Label("translated query", color=theme.QUERY, bold=True).next_to(
             self.moved_query, UP, buff=0.2
         )
+        self.same = Label(f"scores differ by at most {trace.max_abs_diff_scores:.0e}", color=theme.MUTED)
+        self.same.move_to([0, 1.9, 0]).align_to([6.5, 0, 0], RIGHT)
         self.query_name = Label("query", color=theme.QUERY, bold=True).next_to(self.query, RIGHT, buff=0.3)
 
 
@@ -79,3 +80,4 @@ class ValueStage:
             )
         )
         self.output_name = Label("output", bold=True).next_to(self.output, RIGHT, buff=0.3)
+        self.mixture_name = Label("mixed latent", color=theme.LATENT, bold=True).next_to(self.mixture, UP, buff=0.2)

@@ -6,6 +6,7 @@ from manim import tempconfig
 
 from internals_math import trace_store
 from scenes.kit.bars import Bars
+from scenes.kit.label import Label
 from scenes.kit.shapes import Frame
 from scenes.kit.tensor_grid import TensorGrid
 from scenes.kit.vector_plane import VectorPlane
@@ -63,6 +64,16 @@ def test_in_the_loop_the_matrix_moves_there_and_back_while_no_score_changes(trac
     assert seen[0][1]
     assert not seen[farthest][1]  # with the matrix at the query there are no keys
     assert seen[-1][1]
+
+
+def test_the_loop_says_that_there_are_no_keys_only_while_there_are_none():
+    def look(scene):
+        said = [label.text for label in pictures(scene, Label) if label.opacity > 0]
+        return "no keys" in said, "keys of one head" in said, bool(grids(scene, "k_nope"))
+
+    _, seen = watched("loop", look)
+    assert any(none for none, _, _ in seen)
+    assert all(named == drawn and not (none and drawn) for none, named, drawn in seen)
 
 
 def test_once_the_matrix_has_moved_no_key_comes_back_and_the_scores_stay(trace):
