@@ -11,6 +11,7 @@ from scenes.kit.shapes import Frame
 from scenes.kit.tensor_grid import TensorGrid
 from scenes.kit.vector_plane import VectorPlane
 from scenes.multi_latent_attention import MultiLatentAttention
+from tests.scenes import watching
 
 TINY = {"pixel_width": 160, "pixel_height": 90, "frame_rate": 10, "dry_run": True, "verbosity": "ERROR"}
 
@@ -71,7 +72,7 @@ def test_the_loop_says_that_there_are_no_keys_only_while_there_are_none():
         said = [label.text for label in pictures(scene, Label) if label.opacity > 0]
         return "no keys" in said, "keys of one head" in said, bool(grids(scene, "k_nope"))
 
-    _, seen = watched("loop", look)
+    _, seen = watching.watched(MultiLatentAttention, "loop", look)
     assert any(none for none, _, _ in seen)
     assert all(named == drawn and not (none and drawn) for none, named, drawn in seen)
 
@@ -97,7 +98,7 @@ def test_the_outlined_score_is_always_in_the_row_that_the_query_is_on(unit, trac
             for grid in (scores[0], latents[0])
         )
 
-    _, seen = watched(unit, look)
+    _, seen = watching.watched(MultiLatentAttention, unit, look)
     met = [heights for heights in seen if heights]
     assert len({round(score, 2) for score, _ in met}) >= len(trace.tokens)
     assert [score for score, _ in met] == pytest.approx([query for _, query in met])
