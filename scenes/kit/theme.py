@@ -131,7 +131,6 @@ def _rgb(color: str) -> tuple[float, float, float]:
 
 
 @lru_cache(4096)
-@lru_cache(4096)
 def hex_color(channels: tuple[float, float, float]) -> str:
     """Return `#RRGGBB` for three channels in 0..1."""
     return "#" + "".join(f"{round(max(0.0, min(1.0, c)) * 255):02X}" for c in channels)
