@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 from manim import CairoRenderer, tempconfig
-from PIL import Image, ImageSequence
 
 from scenes.kit import theme
 from scenes.kit.camera import KitCamera
@@ -15,6 +14,7 @@ from scenes.kit.tensor_grid import TensorGrid
 from scenes.kit.topic_scene import LOOP, TopicScene
 from scripts.pipeline.checks import Finding, finding
 from scripts.pipeline.checks.stillness import REST_SECONDS, resting_ids
+from scripts.pipeline.gif import read_gif
 
 FRAME_RATE = 15
 SMALL, LARGE = (160, 90), (640, 360)  # of a chapter, and of a loop
@@ -146,15 +146,14 @@ def check_gif(scene_class: type[TopicScene], gif: Path, frame_rate: int) -> Iter
     recording = record(scene_class, LOOP, frame_rate=frame_rate)
     resting = resting_ids(recording)
     told: set[int] = set()
-    with Image.open(gif) as picture:
-        size, frames = picture.size, _gif_frames(picture)
-    unit = size[1] / 8  # pixels of a frame unit
+    clip = read_gif(gif)
+    height, width = clip.frames[0].shape[:2]
     for look in _longest_looks(recording):
-        pixels = _at(frames, (look.start + look.end) / 2)
+        pixels = clip.at(int(100 * (look.start + look.end) / 2))
         for order, thing in enumerate(look.things):
             if not isinstance(thing.picture, TensorGrid) or id(thing) not in resting or id(thing.picture) in told:
                 continue
-            for mark, column, row in _cell_pixels(thing, look.things[order + 1 :], size, unit):
+            for mark, column, row in _cell_pixels(thing, look.things[order + 1 :], width, height):
                 got = theme.hex_color(tuple(pixels[row, column] / 255))
                 if got != mark.color.upper():
                     told.add(id(thing.picture))
@@ -169,23 +168,9 @@ def _longest_looks(recording: Recording, count: int = 6) -> list[Look]:
     return sorted(looks, key=lambda look: look.start - look.end)[:count]
 
 
-def _gif_frames(picture: Image.Image) -> list[tuple[float, np.ndarray]]:
-    """Return (end in seconds, RGB pixels) of each frame."""
-    frames, end = [], 0.0
-    for frame in ImageSequence.Iterator(picture):
-        end += frame.info.get("duration", 0) / 1000
-        frames.append((end, np.asarray(frame.convert("RGB"))))
-    return frames
-
-
-def _at(frames: list[tuple[float, np.ndarray]], seconds: float) -> np.ndarray:
-    return next((pixels for end, pixels in frames if end > seconds), frames[-1][1])
-
-
-def _cell_pixels(
-    thing: Drawn, above: Sequence[Drawn], size: tuple[int, int], unit: float
-) -> Iterator[tuple[Mark, int, int]]:
+def _cell_pixels(thing: Drawn, above: Sequence[Drawn], width: int, height: int) -> Iterator[tuple[Mark, int, int]]:
     """Yield a pixel of each cell that nothing else touches: near its upper left corner, clear of its number."""
+    unit = height / 8  # pixels of a frame unit
     over = np.array([mark[1:5] for other in above for mark in other.marks], dtype=float).reshape(-1, 4)
     for mark in thing.marks:
         wide, high = (mark.right - mark.left) * unit, (mark.top - mark.bottom) * unit
@@ -195,6 +180,6 @@ def _cell_pixels(
         margin = 2 / unit
         near = (over[:, 0] - margin <= x) & (x <= over[:, 2] + margin)
         near &= (over[:, 1] - margin <= y) & (y <= over[:, 3] + margin)
-        column, row = int(size[0] / 2 + x * unit), int(size[1] / 2 - y * unit)
-        if not near.any() and 0 <= column < size[0] and 0 <= row < size[1]:
+        column, row = int(width / 2 + x * unit), int(height / 2 - y * unit)
+        if not near.any() and 0 <= column < width and 0 <= row < height:
             yield mark, column, row
