@@ -44,6 +44,7 @@ class TopicPlan:
     config: dict[str, Any]
     trace_hash: str
     provenance: dict[str, str]
+    request_hash: str | None = None  # of all that the files depend on, taken before the work began
 
 
 @dataclass(frozen=True)

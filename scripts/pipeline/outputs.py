@@ -60,7 +60,7 @@ def write_topic(plan: TopicPlan, request: Request, theme: str, rendered: Sequenc
         "alt": plan.loop_alt,
     }
     render = {
-        "request": manifest.request_hash(plan.topic, plan.quality, request.settings, formats, request.encoder),
+        "request": plan.request_hash,
         "width": plan.quality.width,
         "height": plan.quality.height,
         "frame_rate": plan.quality.frame_rate,

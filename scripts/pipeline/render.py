@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from multiprocessing import get_all_start_methods, get_context
 from pathlib import Path
@@ -55,6 +55,7 @@ class _Topic:
     topic: series.Topic
     result: TopicResult
     folder: Path
+    request_hash: str | None  # None: there is none to compare
     plan: TopicPlan | None = None
     rendered: dict[str, RenderedUnit] = field(default_factory=dict)  # by key
     expected: dict[str, float] = field(default_factory=dict)  # seconds of video, by key
@@ -91,10 +92,14 @@ def render(
         WrongUse: an unknown setting or chapter; nothing was rendered.
         Interrupted: Ctrl-C; finished topics are complete, nothing is half-written.
     """
-    topics = [_Topic(topic, TopicResult(topic.slug), request.out / topic.slug) for topic in map(series.find, slugs)]
+    found = [series.find(slug) for slug in slugs]
     ffmpeg.require()
     check_folder(request.out)
     limit = units.cache_limit()
+    topics = [
+        _Topic(topic, TopicResult(topic.slug), request.out / topic.slug, _request_hash(topic, request))
+        for topic in found
+    ]
     for topic in topics:
         if _is_unchanged(topic, request):
             _end(topic, report)
@@ -156,7 +161,7 @@ class _Call:
                     self.report.update(topic.topic.slug, topic.seconds_done(), topic.seconds_expected())
 
     def _planned(self, topic: _Topic, plan: TopicPlan) -> None:
-        topic.plan = plan
+        topic.plan = replace(plan, request_hash=topic.request_hash)
         known = manifest.known_seconds(topic.folder)
         for job in plan.jobs:
             usual = USUAL_SECONDS.get(job.unit, USUAL_CHAPTER_SECONDS)
@@ -281,14 +286,21 @@ def _outcome(future: Future) -> Any:
         return Failure(traceback.format_exc().strip())
 
 
+def _request_hash(topic: series.Topic, request: Request) -> str | None:
+    """Return what tells whether a topic's files are up to date; None if nothing does."""
+    if request.make != "topic":
+        return None
+    try:
+        return manifest.request_hash(topic, request.quality, request.settings, request.formats, request.encoder)
+    except (ValueError, SyntaxError):
+        return None  # its code cannot be read; the worker will say why
+
+
 def _is_unchanged(topic: _Topic, request: Request) -> bool:
     """Take a topic's files from an earlier render if nothing has changed since."""
-    if request.make != "topic" or request.fresh:
+    wanted = topic.request_hash
+    if wanted is None or request.fresh:
         return False
-    try:
-        wanted = manifest.request_hash(topic.topic, request.quality, request.settings, request.formats, request.encoder)
-    except (ValueError, SyntaxError):
-        return False  # its code cannot be read; the worker will say why
     found = [manifest.unchanged_files(topic.folder, theme, wanted) for theme in request.themes]
     if not all(found):
         return False

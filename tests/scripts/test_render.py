@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from scenes import series
-from scripts.pipeline import units, worker
+from scripts.pipeline import manifest, units, worker
 from scripts.pipeline.encode import Encoder, read_frames
 from scripts.pipeline.errors import WrongUse
 from scripts.pipeline.jobs import Request, TopicResult
@@ -150,6 +150,19 @@ def test_nothing_is_handed_out_when_nothing_changed(empty_cache, tmp_path):
     assert again.files == first.files
     assert (first.rendered, first.reused) == (5, 0)
     assert (again.rendered, again.reused) == (0, 5)
+
+
+def test_a_save_during_a_render_is_seen_by_the_next(empty_cache, tmp_path, monkeypatch):
+    saves = []
+    monkeypatch.setattr(manifest, "source_hash", lambda module: f"{module} after {len(saves)} saves")
+
+    class Saving(Listener):
+        def begin(self, slug: str) -> None:
+            saves.append(slug)  # when the hash of the sources was taken, and before a worker reads them
+
+    render(["tiny"], request(tmp_path), Saving())
+    with pytest.raises(AssertionError, match="work was handed out"):
+        render(["tiny"], request(tmp_path), Listener(), executor=NoWorker())
 
 
 def test_a_lost_file_is_made_again_from_kept_units(empty_cache, tmp_path):
