@@ -5,6 +5,7 @@ import contextlib
 import hashlib
 import json
 import os
+from functools import cache
 
 from internals_math import sources
 from internals_math.storage import cache_folder
@@ -28,6 +29,7 @@ def source_hash(module: str) -> str:
     return known[module]
 
 
+@cache
 def _state() -> str:
     """Return a hash of every source file of the project, whether it is imported or not."""
     digest = hashlib.sha256()

@@ -5,7 +5,7 @@ import pytest
 from internals_math import sources
 from scripts.pipeline import known_sources
 
-CACHED = (sources.source_files, sources.source_hash)
+CACHED = (sources.source_files, sources.source_hash, known_sources._state)
 
 
 @pytest.fixture
