@@ -74,9 +74,7 @@ class JumpRenderer(CairoRenderer):
         """Yield where the words on screen are."""
         for picture in self.camera.get_mobjects_to_display(scene.mobjects):
             if isinstance(picture, Picture) and picture.opacity > 0:
-                painter = RecordingPainter(picture)
-                picture.draw(painter)
-                for mark in painter.marks:
+                for mark in RecordingPainter.marks_of(picture):
                     if mark.kind == TEXT:
                         left, bottom, right, top = (round(float(edge), 3) for edge in mark[1:5])
                         yield left, bottom, right, top, round(float(mark.size), 4)
