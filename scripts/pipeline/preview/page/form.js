@@ -68,7 +68,7 @@ export class Form {
   control(entry) {
     if (entry.kind === "choice") {
       const select = element("select", {}, ...entry.choices.map((choice) => element("option", { value: choice }, choice)));
-      return this.plain(entry, select, "value");
+      return this.plain(entry, select);
     }
     if (entry.kind === "switch") {
       const box = element("input", { type: "checkbox" });
@@ -78,12 +78,12 @@ export class Form {
     }
     if (entry.slider) return this.slider(entry);
     const input = element("input", { type: "text", spellcheck: "false" });
-    return this.plain(entry, input, "value");
+    return this.plain(entry, input);
   }
 
-  plain(entry, control, property) {
-    entry.put = (value) => { if (control[property] !== value) control[property] = value; };
-    entry.get = () => control[property];
+  plain(entry, control) {
+    entry.put = (value) => { if (control.value !== value) control.value = value; };
+    entry.get = () => control.value;
     return control;
   }
 

@@ -1,6 +1,6 @@
 // The keyboard, wherever the focus is, except where keys have a meaning of their own.
 
-const OWN_KEYS = "input[type=text], input[type=number], select, textarea, dialog";
+const OWN_KEYS = "input[type=text], select, textarea, dialog";
 
 /** Call `actions[name]()` for a key, as `keyName` writes it: "Space", "Shift+ArrowLeft", "c". */
 export function listenToKeys(actions) {
