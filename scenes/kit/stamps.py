@@ -1,4 +1,4 @@
-"""Shapes that are drawn again and again, kept as masks: a word or a cell then costs a copy of pixels, not a fill.
+"""Shapes that are drawn again and again, kept as masks: a word or a dot then costs a copy of pixels, not a fill.
 
 A mask holds for one size and for one place between the pixels, in eighths of a pixel: a shape that glides is never
 off by more than a sixteenth. What is drawn for the first time, or is large, is drawn as the path it is.

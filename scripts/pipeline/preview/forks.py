@@ -3,8 +3,6 @@
 The root has imported torch and Manim but nothing of this project. A base, forked from it, has imported the kit and a
 topic's core as well; it is replaced when one of their files changes. A leaf, forked from the base, imports the scene,
 does one task and ends. All of them speak to the server over its private socket, and end when it closes.
-
-
 """
 
 import contextlib
