@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import click
@@ -72,20 +71,16 @@ def article(
     click.echo(text, nl=False)
     for path in paths:
         click.echo(f"{path} ({path.stat().st_size / 1000:.0f} kB)", err=True)
-    sys.stdout.flush()
 
 
 def _copy(paths: list[Path], folder: Path) -> list[Path]:
     """Copy files into a folder; each is whole or absent."""
-    from scripts.pipeline.files import check_folder
+    from scripts.pipeline.files import written_aside
 
-    check_folder(folder)
-    copied = []
-    for path in paths:
-        aside = folder / f".{path.name}.part"
-        shutil.copyfile(path, aside)
-        copied.append(aside.replace(folder / path.name))
-    return copied
+    with written_aside(folder, "copy") as (aside, _):
+        for path in paths:
+            shutil.copyfile(path, aside / path.name)
+    return [folder / path.name for path in paths]
 
 
 def _embed(slug: str, theme: str, base: str, gif: Path) -> Embed:
