@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from manim import tempconfig
 
 from internals_math import trace_store
 from scenes.kit.bars import Bars
@@ -11,9 +10,7 @@ from scenes.kit.shapes import Frame
 from scenes.kit.tensor_grid import TensorGrid
 from scenes.kit.vector_plane import VectorPlane
 from scenes.multi_latent_attention import MultiLatentAttention
-from tests.scenes import watching
-
-TINY = {"pixel_width": 160, "pixel_height": 90, "frame_rate": 10, "dry_run": True, "verbosity": "ERROR"}
+from tests.scenes.watching import pictures, watched
 
 
 @pytest.fixture(scope="module")
@@ -21,27 +18,8 @@ def trace():
     return trace_store.get(MultiLatentAttention.core)
 
 
-def watched(unit, look):
-    """Play one unit; returns the scene and what `look` saw of it in every frame."""
-    seen = []
-
-    class Watched(MultiLatentAttention):
-        def update_to_time(self, t):
-            super().update_to_time(t)
-            seen.append(look(self))
-
-    with tempconfig(TINY):
-        scene = Watched(unit=unit)
-        scene.render()
-    return scene, seen
-
-
-def pictures(scene, kind):
-    return [picture for picture in scene.get_mobject_family_members() if isinstance(picture, kind)]
-
-
 def grids(scene, field):
-    return [grid for grid in pictures(scene, TensorGrid) if grid.values.field == field and grid.opacity > 0]
+    return [grid for grid in pictures(scene, TensorGrid, field) if grid.opacity > 0]
 
 
 def shown_scores(scene):
@@ -54,7 +32,7 @@ def shown_scores(scene):
 
 
 def test_in_the_loop_the_matrix_moves_there_and_back_while_no_score_changes(trace):
-    scene, seen = watched("loop", shown_scores)
+    scene, seen = watched(MultiLatentAttention, "loop", shown_scores)
     scores = {texts for texts, _, _ in seen}
     assert len(scores) == 1
     assert len(next(iter(scores))) == len(trace.tokens)
@@ -72,13 +50,13 @@ def test_the_loop_says_that_there_are_no_keys_only_while_there_are_none():
         said = [label.text for label in pictures(scene, Label) if label.opacity > 0]
         return "no keys" in said, "keys of one head" in said, bool(grids(scene, "k_nope"))
 
-    _, seen = watching.watched(MultiLatentAttention, "loop", look)
+    _, seen = watched(MultiLatentAttention, "loop", look)
     assert any(none for none, _, _ in seen)
     assert all(named == drawn and not (none and drawn) for none, named, drawn in seen)
 
 
 def test_once_the_matrix_has_moved_no_key_comes_back_and_the_scores_stay(trace):
-    _, seen = watched("never_rebuild", shown_scores)
+    _, seen = watched(MultiLatentAttention, "never_rebuild", shown_scores)
     full = [k for k, (texts, _, _) in enumerate(seen) if len(texts) == len(trace.tokens)]
     assert len({seen[k][0] for k in full}) == 1
     last_key = max(k for k, (_, keys, _) in enumerate(seen) if keys)
@@ -98,7 +76,7 @@ def test_the_outlined_score_is_always_in_the_row_that_the_query_is_on(unit, trac
             for grid in (scores[0], latents[0])
         )
 
-    _, seen = watching.watched(MultiLatentAttention, unit, look)
+    _, seen = watched(MultiLatentAttention, unit, look)
     met = [heights for heights in seen if heights]
     assert len({round(score, 2) for score, _ in met}) >= len(trace.tokens)
     assert [score for score, _ in met] == pytest.approx([query for _, query in met])
@@ -108,7 +86,7 @@ def test_the_same_output_is_reached_by_values_and_by_the_mixed_latent():
     def look(scene):
         return bool(grids(scene, "head_output")), bool(grids(scene, "value")), bool(grids(scene, "mixed_latent"))
 
-    _, seen = watched("never_rebuild", look)
+    _, seen = watched(MultiLatentAttention, "never_rebuild", look)
     assert any(output and value for output, value, _ in seen)
     assert any(output and mixed and not value for output, value, mixed in seen)
 
@@ -118,7 +96,7 @@ def test_every_distance_leaves_its_matrix_while_the_dial_turns(trace):
         dials = [dial.values.origin for dial in pictures(scene, VectorPlane)]
         return dials[0] if dials else None, len(grids(scene, "rope_coupled"))
 
-    _, seen = watched("rope_in_the_way", look)
+    _, seen = watched(MultiLatentAttention, "rope_in_the_way", look)
     assert len({dial for dial, _ in seen if dial}) == len(trace.distances)
     assert seen[-1][1] == len(trace.distances) + 1  # the large one and its copies
 
@@ -127,7 +105,7 @@ def test_the_bill_is_drawn_to_one_scale(trace):
     def look(scene):
         return {bars.values.field: (bars.amounts.copy(), float(bars.limit)) for bars in pictures(scene, Bars)}
 
-    _, seen = watched("bill", look)
+    _, seen = watched(MultiLatentAttention, "bill", look)
     drawn = {field: bars for frame in seen for field, bars in frame.items()}
     amounts, limit = drawn["published.elements"]
     assert amounts.tolist() == trace.published.elements[:3].tolist()
