@@ -32,9 +32,8 @@ STOCK = {"crf": "23", "preset": "medium"}
 def render_lossless(slug: str, unit: str, path: Path) -> None:
     """Render one chapter to the bit."""
     theme.use("dark")
-    size = {"pixel_width": QUALITY.width, "pixel_height": QUALITY.height, "frame_rate": QUALITY.frame_rate}
-    quiet = {"verbosity": "ERROR", "progress_bar": "none", "disable_caching": True, "media_dir": str(path.parent)}
-    with tempconfig({**size, **quiet, "background_color": theme.BACKGROUND}):
+    settings = {**QUALITY.manim_settings(), "background_color": theme.BACKGROUND, "media_dir": str(path.parent)}
+    with tempconfig(settings):
         encoder = Encoder(path, QUALITY, lossless=True)
         writer: Any = lambda given: UnitWriter(given, encoder)  # noqa: E731
         renderer = CairoRenderer(file_writer_class=writer, camera_class=KitCamera)

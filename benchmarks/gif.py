@@ -31,10 +31,9 @@ REFERENCE = "reference.mp4"
 def render(slug: str, folder: Path, encoder: Encoder | None) -> Path:
     """Render a loop with our writer, or with Manim's own as a GIF; returns the file."""
     theme.use("dark")
-    size = {"pixel_width": QUALITY.width, "pixel_height": QUALITY.height, "frame_rate": QUALITY.frame_rate}
-    quiet = {"verbosity": "ERROR", "progress_bar": "none", "disable_caching": True, "media_dir": str(folder)}
+    settings = {**QUALITY.manim_settings(), "background_color": theme.BACKGROUND, "media_dir": str(folder)}
     form = {"format": "gif", "write_to_movie": True} if encoder is None else {}
-    with tempconfig({**size, **quiet, **form, "background_color": theme.BACKGROUND}):
+    with tempconfig(settings | form):
         if encoder is None:
             renderer = CairoRenderer(camera_class=KitCamera)
         else:

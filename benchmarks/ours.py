@@ -38,14 +38,8 @@ def render_part(content: str, part: int, quality_name: str, path: str) -> dict[s
             encode_seconds += time.process_time() - before
 
     quality = QUALITIES[quality_name]
-    size = {"pixel_width": quality.width, "pixel_height": quality.height, "frame_rate": quality.frame_rate}
-    quiet = {
-        "verbosity": "ERROR",
-        "progress_bar": "none",
-        "disable_caching": True,
-        "media_dir": str(Path(path).with_suffix("")),
-    }
-    with tempconfig({**size, **quiet, "background_color": theme.BACKGROUND}):
+    media = str(Path(path).with_suffix(""))
+    with tempconfig({**quality.manim_settings(), "background_color": theme.BACKGROUND, "media_dir": media}):
         encoder = TimedEncoder(Path(path), quality)
         writer: Any = lambda given: UnitWriter(given, encoder)  # noqa: E731
         scene = kit_scenes.SCENES[content](DirectRenderer(file_writer_class=writer, camera_class=KitCamera))

@@ -1,6 +1,7 @@
 """Sizes and frame rates: Manim's five qualities, and the ones loops are rendered at."""
 
 from dataclasses import dataclass
+from typing import Any
 
 # Encoders of the videos: x264 everywhere, and what a machine's hardware may offer. Their streams differ in bytes.
 ENCODERS = {
@@ -22,6 +23,11 @@ class Quality:
 
     def __str__(self) -> str:
         return f"{self.height}p{self.frame_rate}"
+
+    def manim_settings(self) -> dict[str, Any]:
+        """Return what Manim is set to: this size, no cache of its own, and nothing said."""
+        size = {"pixel_width": self.width, "pixel_height": self.height, "frame_rate": self.frame_rate}
+        return {**size, "disable_caching": True, "verbosity": "ERROR", "progress_bar": "none"}
 
 
 QUALITIES = {

@@ -152,13 +152,8 @@ def render_unit(job: UnitJob, fresh: bool) -> RenderedUnit:
     job.aside.mkdir(parents=True)
     theme.use(job.theme)
     settings = {
-        "pixel_width": job.quality.width,
-        "pixel_height": job.quality.height,
-        "frame_rate": job.quality.frame_rate,
+        **job.quality.manim_settings(),
         "background_color": theme.BACKGROUND,
-        "disable_caching": True,
-        "verbosity": "ERROR",
-        "progress_bar": "none",
         # swept with what else this call leaves half-done
         "media_dir": str(job.aside.with_name(f"{job.aside.name}-manim")),
     }

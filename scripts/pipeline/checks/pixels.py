@@ -15,6 +15,7 @@ from scenes.kit.topic_scene import LOOP, TopicScene
 from scripts.pipeline.checks import Finding, finding
 from scripts.pipeline.checks.stillness import REST_SECONDS, resting_ids
 from scripts.pipeline.gif import read_gif
+from scripts.pipeline.quality import Quality
 
 FRAME_RATE = 15
 SMALL, LARGE = (160, 90), (640, 360)  # of a chapter, and of a loop
@@ -50,8 +51,7 @@ def low_quality_frames(
     scene_class: type[TopicScene], unit: str, size: tuple[int, int]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Render a unit in memory; returns its frames (T, H, W, 3) and the picture that would come next."""
-    settings = {"pixel_width": size[0], "pixel_height": size[1], "frame_rate": FRAME_RATE, "dry_run": True}
-    with tempconfig({**settings, "verbosity": "ERROR", "progress_bar": "none", "disable_caching": True}):
+    with tempconfig({**Quality(*size, FRAME_RATE).manim_settings(), "dry_run": True}):
         theme.use(theme.current())
         renderer = _Keeping(camera_class=KitCamera)
         scene = scene_class(renderer, unit=unit)

@@ -101,16 +101,7 @@ def play_to(
         on_picture: gets the frame, and where its texts are, before the rest of the unit is played.
     """
     theme.use(theme_name)
-    settings = {
-        "pixel_width": size.width,
-        "pixel_height": size.height,
-        "frame_rate": size.frame_rate,
-        "background_color": theme.BACKGROUND,
-        "disable_caching": True,
-        "dry_run": True,
-        "verbosity": "ERROR",
-        "progress_bar": "none",
-    }
+    settings = {**size.manim_settings(), "background_color": theme.BACKGROUND, "dry_run": True}
     wanted = None if seconds is None else int(seconds * size.frame_rate + 1e-3)
     with tempconfig(settings):
         renderer = JumpRenderer(wanted, on_picture)
