@@ -28,7 +28,7 @@ from internals_math.chain_of_thought import (
     transpositions,
     vocab_size,
 )
-from internals_math.gpt_pretraining import IGNORE
+from internals_math.next_token import IGNORE
 from internals_math.tiny_lm import walks
 from internals_math.tiny_lm.datasets import HELD_OUT_SEED, Corpus, make_corpus
 from internals_math.tiny_lm.layers import ModelConfig, rms_norm

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from internals_math.gpt_pretraining import training_flops
+from internals_math.next_token import training_flops
 from internals_math.scaling_fit import (
     FitResult,
     fit_isoflop_parabola,

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from internals_math import progress, tiny_lm
-from internals_math.gpt_pretraining import target_surprisal
+from internals_math.next_token import target_surprisal
 from internals_math.tiny_lm.datasets import Corpus
 from internals_math.tiny_lm.fact_book import WORDS_IN_BOOK
 from internals_math.trace import TopicConfig, TopicTrace, option

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from internals_math.distributions import kl_divergence
-from internals_math.gpt_pretraining import IGNORE, shift_for_next_token, target_surprisal
+from internals_math.next_token import IGNORE, shift_for_next_token, target_surprisal
 from internals_math.preference_task import check_beta, check_probs, optimal_policy
 from internals_math.trace import TopicConfig, TopicTrace, option
 

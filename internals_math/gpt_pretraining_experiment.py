@@ -12,14 +12,6 @@ from torch import Tensor
 
 from internals_math import progress, tiny_lm
 from internals_math.gpt_pretraining import (
-    next_token_loss,
-    perplexity,
-    sample,
-    target_surprisal,
-    token_surprisal,
-    training_flops,
-)
-from internals_math.gpt_pretraining_topic import (
     FOCUS_WORDS,
     LEVELS,
     SNAPSHOT_WORDS,
@@ -32,6 +24,14 @@ from internals_math.gpt_pretraining_topic import (
     loss_gradient,
     ngram_entropy,
     prefix_logits,
+)
+from internals_math.next_token import (
+    next_token_loss,
+    perplexity,
+    sample,
+    target_surprisal,
+    token_surprisal,
+    training_flops,
 )
 from internals_math.tiny_lm.datasets import CORPUS_SIZE
 from internals_math.tiny_lm.vocabulary import id_of

@@ -16,8 +16,8 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-from internals_math.gpt_pretraining import IGNORE, target_surprisal
 from internals_math.model_shapes import activation_bytes_per_layer
+from internals_math.next_token import IGNORE, target_surprisal
 from internals_math.trace import TopicConfig, TopicTrace, option
 
 NORMALIZATIONS = ("tokens", "mean_of_means", "none")

@@ -11,7 +11,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from internals_math import progress, tiny_lm
-from internals_math.gpt_pretraining import IGNORE, target_surprisal
 from internals_math.gradient_accumulation import (
     CHECKPOINT_STEPS,
     CHECKPOINTS,
@@ -43,6 +42,7 @@ from internals_math.gradient_accumulation import (
 )
 from internals_math.mixed_precision import BF16, FP32, accumulate
 from internals_math.model_shapes import ModelShape, parameter_count, preset
+from internals_math.next_token import IGNORE, target_surprisal
 from internals_math.tiny_lm.datasets import ROW_LENGTH
 
 WINDOWS = 512  # the most sequences that a window can have: 16 · 32

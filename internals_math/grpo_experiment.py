@@ -15,7 +15,6 @@ from internals_math import preference_task, progress, tiny_lm
 from internals_math.distributions import kl_divergence
 from internals_math.dpo import expected_reward
 from internals_math.dpo_experiment import exact, words
-from internals_math.gpt_pretraining import target_surprisal
 from internals_math.grpo import (
     BATCH_SIZE,
     LOSS_TYPES,
@@ -30,6 +29,7 @@ from internals_math.grpo import (
     token_weights,
     zero_signal_probability,
 )
+from internals_math.next_token import target_surprisal
 from internals_math.ppo import kl_estimators
 from internals_math.preference_task import ANSWER_LENGTH, PreferenceTask
 

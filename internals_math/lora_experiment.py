@@ -8,7 +8,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from internals_math import lora, progress, tiny_lm
-from internals_math.gpt_pretraining import next_token_loss
 from internals_math.lora import (
     HISTORY,
     INPUTS,
@@ -30,6 +29,7 @@ from internals_math.lora import (
     subspace_similarity_grid,
     truncate_rank,
 )
+from internals_math.next_token import next_token_loss
 from internals_math.tiny_lm.training import FINE_TUNE_DOCUMENTS, fine_tuning_recipe
 from internals_math.tiny_lm.vocabulary import PAD
 

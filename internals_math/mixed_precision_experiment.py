@@ -12,7 +12,6 @@ from torch import Tensor
 
 from internals_math import progress, tiny_lm
 from internals_math.float_formats import bit_tiles
-from internals_math.gpt_pretraining import IGNORE, next_token_loss
 from internals_math.mixed_precision import (
     BF16,
     CLIFF,
@@ -45,6 +44,7 @@ from internals_math.mixed_precision import (
     ulp,
     unscale_,
 )
+from internals_math.next_token import IGNORE, next_token_loss
 
 BATCH = 8  # documents
 GRAD_BATCH = 32  # documents, about 1500 predicted tokens

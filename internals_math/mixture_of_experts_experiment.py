@@ -14,7 +14,6 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from internals_math import progress, tiny_lm
-from internals_math.gpt_pretraining import next_token_loss
 from internals_math.mixture_of_experts import (
     HELD_OUT,
     SENTENCE,
@@ -34,6 +33,7 @@ from internals_math.mixture_of_experts import (
     top_k_gating,
     update_selection_bias,
 )
+from internals_math.next_token import next_token_loss
 from internals_math.tiny_lm.datasets import KINDS
 from internals_math.tiny_lm.layers import ModelConfig, lecun_normal
 from internals_math.tiny_lm.training import OnStep

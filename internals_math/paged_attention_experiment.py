@@ -12,9 +12,9 @@ from torch import Tensor
 
 from internals_math import progress, tiny_lm
 from internals_math.attention import scaled_dot_product_attention
-from internals_math.gpt_pretraining import sample_token
 from internals_math.kv_cache import greedy_generate, kv_cache_bytes_per_token
 from internals_math.model_shapes import preset
+from internals_math.next_token import sample_token
 from internals_math.paged_attention import (
     MAX_MODEL_LEN,
     SAMPLE_LEN,

@@ -15,7 +15,7 @@ from internals_math import preference_task, progress, tiny_lm
 from internals_math.distributions import kl_divergence
 from internals_math.dpo import expected_reward
 from internals_math.dpo_experiment import alone, exact, pooled, words
-from internals_math.gpt_pretraining import sample_token
+from internals_math.next_token import sample_token
 from internals_math.ppo import (
     METHODS,
     SHOWN,

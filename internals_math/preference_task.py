@@ -15,7 +15,7 @@ from torch import Tensor
 
 from internals_math import tiny_lm
 from internals_math.distributions import entropy, kl_divergence
-from internals_math.gpt_pretraining import sample_token
+from internals_math.next_token import sample_token
 from internals_math.tiny_lm.vocabulary import CAST, CHARACTER_ADJECTIVES, ids_of
 
 LIKED = ("golden", "shiny", "key", "ring", "pearl", "coin")

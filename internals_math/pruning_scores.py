@@ -16,7 +16,7 @@ from torch import Tensor
 
 from internals_math import tiny_lm
 from internals_math.attention import causal_mask, multi_head_attention
-from internals_math.gpt_pretraining import target_surprisal
+from internals_math.next_token import target_surprisal
 from internals_math.tiny_lm.vocabulary import PAD
 
 METHODS = ("taylor_vector", "taylor_element", "activation", "magnitude", "random")

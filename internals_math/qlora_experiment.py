@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from internals_math import progress, tiny_lm
-from internals_math.gpt_pretraining import next_token_loss
 from internals_math.lora_experiment import NEAR, Adapters, loss_of, train_adapters
+from internals_math.next_token import next_token_loss
 from internals_math.qlora import (
     BLOCK_SIZES,
     CODES,

@@ -15,7 +15,7 @@ from torch import Tensor
 from internals_math import preference_task, progress, tiny_lm
 from internals_math.distributions import kl_divergence
 from internals_math.dpo_experiment import exact, pooled, words
-from internals_math.gpt_pretraining import token_surprisal
+from internals_math.next_token import token_surprisal
 from internals_math.preference_task import ANSWER_LENGTH, Preferences, PreferenceTask, answer_texts
 from internals_math.rlhf import (
     BEST_OF,

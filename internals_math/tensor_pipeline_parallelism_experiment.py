@@ -11,7 +11,7 @@ from torch.nn.functional import silu
 
 from internals_math import tiny_lm
 from internals_math.attention import causal_mask, multi_head_attention
-from internals_math.gpt_pretraining import IGNORE, next_token_loss
+from internals_math.next_token import IGNORE, next_token_loss
 from internals_math.pipeline_schedule import Timeline, bubble_fraction, bubble_ratio, schedule, simulate
 from internals_math.rope import rope_cos_sin
 from internals_math.tensor_parallel import (

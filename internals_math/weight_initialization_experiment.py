@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from internals_math import progress, tiny_lm
 from internals_math.distributions import entropy
-from internals_math.gpt_pretraining import next_token_loss
+from internals_math.next_token import next_token_loss
 from internals_math.tiny_lm.layers import ModelConfig
 from internals_math.weight_initialization import (
     BINS,

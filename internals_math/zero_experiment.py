@@ -15,7 +15,7 @@ from torch import Tensor
 
 from internals_math import progress, tiny_lm
 from internals_math.collectives import all_gather_schedule, reduce_scatter_schedule, replay, ring_reduce_scatter
-from internals_math.gpt_pretraining import next_token_loss
+from internals_math.next_token import next_token_loss
 from internals_math.zero import Config, RankEvents, communication_volume, model_state_bytes
 from internals_math.zero_trainer import STAGES, StepRecord, ZeroTrainer, flatten, partition
 

@@ -19,12 +19,10 @@ class Topic:
     family: str
     status: str = PLANNED
     module: str = ""  # of the scene, for a topic that lives outside this package
-    core: str = ""  # of the verified maths, where it is not simply internals_math.<slug>
 
     def __post_init__(self) -> None:
-        for name, package in (("module", "scenes"), ("core", "internals_math")):
-            if not getattr(self, name):
-                object.__setattr__(self, name, f"{package}.{self.slug}")
+        if not self.module:
+            object.__setattr__(self, "module", f"scenes.{self.slug}")
 
 
 TOPICS = (
@@ -203,7 +201,6 @@ TOPICS = (
         "Autoregressive language modeling, causal masks, and the next-token prediction objective.",
         "Foundations",
         CORE,
-        core="internals_math.gpt_pretraining_topic",  # the model is trained with internals_math.gpt_pretraining
     ),
     Topic(
         "chinchilla",

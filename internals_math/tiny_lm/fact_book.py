@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from internals_math.gpt_pretraining import target_surprisal
+from internals_math.next_token import target_surprisal
 from internals_math.tiny_lm.model import TinyLM
 
 WORDS_IN_BOOK = 100

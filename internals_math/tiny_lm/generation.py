@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from internals_math.gpt_pretraining import sample_token
+from internals_math.next_token import sample_token
 from internals_math.tiny_lm.checkpoints import load
 from internals_math.tiny_lm.model import Cache, TinyLM
 from internals_math.tiny_lm.vocabulary import EOS, encode, id_of, tokens

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from internals_math.gpt_pretraining import IGNORE, next_token_loss, target_surprisal
+from internals_math.next_token import IGNORE, next_token_loss, target_surprisal
 from internals_math.tiny_lm.datasets import Corpus, training_corpus
 from internals_math.tiny_lm.model import TinyLM
 from internals_math.tiny_lm.vocabulary import PAD

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from internals_math import progress, trace_store
 from internals_math.trace import TopicTrace
-from scenes import series
 from scripts.pipeline.errors import WrongUse
 from scripts.pipeline.files import check_folder
 from scripts.pipeline.progress import WorkProgress
@@ -26,7 +25,7 @@ def load(slug: str, settings: Iterable[str], *, fresh: bool = False) -> TopicTra
     Raises:
         WrongUse: a setting that the topic does not have, or a value out of its range.
     """
-    core = importlib.import_module(series.find(slug).core)
+    core = importlib.import_module(f"internals_math.{slug}")
     try:
         config = core.Config.parse(settings)
     except ValueError as error:
@@ -37,7 +36,7 @@ def load(slug: str, settings: Iterable[str], *, fresh: bool = False) -> TopicTra
 
 def commit(slug: str) -> Path:
     """Keep a topic's default trace beside its core, so that nobody waits for its experiments."""
-    core = importlib.import_module(series.find(slug).core)
+    core = importlib.import_module(f"internals_math.{slug}")
     with WorkProgress() as bars, progress.listening(bars):
         return trace_store.commit(core)
 
@@ -60,7 +59,7 @@ def to_json(trace: TopicTrace) -> str:
 
 def save(trace: TopicTrace, slug: str, path: Path) -> Path:
     """Write the trace as safetensors."""
-    core = importlib.import_module(series.find(slug).core)
+    core = importlib.import_module(f"internals_math.{slug}")
     check_folder(path.parent)
     trace.save(path, **trace_store.provenance(core))
     return path

@@ -8,11 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers.loss.loss_utils import ForCausalLMLoss
 
+from internals_math import gpt_pretraining, tiny_lm, trace_store
 from internals_math import gpt_pretraining_experiment as experiment
-from internals_math import gpt_pretraining_topic, tiny_lm, trace_store
 from internals_math.distributions import entropy, kl_divergence
-from internals_math.gpt_pretraining import sample_token, target_surprisal
-from internals_math.gpt_pretraining_topic import (
+from internals_math.gpt_pretraining import (
     LEVELS,
     Config,
     bits_per_token,
@@ -32,6 +31,7 @@ from internals_math.gpt_pretraining_topic import (
     training_flops,
     unigram_distribution,
 )
+from internals_math.next_token import sample_token, target_surprisal
 from tests.oracles import randn
 
 seeds = st.integers(0, 50)
@@ -44,7 +44,7 @@ def base():
 
 @pytest.fixture(scope="module")
 def trace():
-    return trace_store.get(gpt_pretraining_topic)
+    return trace_store.get(gpt_pretraining)
 
 
 def story_ids(length=None, index=0):

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from internals_math import mixed_precision, tiny_lm, trace_store
 from internals_math import mixed_precision_experiment as experiment
 from internals_math.float_formats import bit_tiles, cast
-from internals_math.gpt_pretraining import next_token_loss
 from internals_math.mixed_precision import (
     BF16,
     FP8_E4M3,
@@ -36,6 +35,7 @@ from internals_math.mixed_precision import (
     underflow_fraction,
     unscale_,
 )
+from internals_math.next_token import next_token_loss
 from tests.oracles import randn
 
 seeds = st.integers(0, 100)

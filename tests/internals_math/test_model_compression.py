@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from internals_math import model_compression, tiny_lm, trace_store
 from internals_math import model_compression_experiment as experiment
-from internals_math.gpt_pretraining import next_token_loss
 from internals_math.model_compression import (
     Config,
     apply_mask,
@@ -30,6 +29,7 @@ from internals_math.model_compression import (
     wanda_mask,
     weight_sharing_rate,
 )
+from internals_math.next_token import next_token_loss
 from tests.oracles import randn
 
 seeds = st.integers(0, 10_000)

@@ -9,9 +9,9 @@ from scipy import stats
 
 from internals_math import structured_pruning, tiny_lm, trace_store
 from internals_math import structured_pruning_experiment as experiment
-from internals_math.gpt_pretraining import next_token_loss
 from internals_math.kv_cache import KVCache, linear_flops_per_token
 from internals_math.model_shapes import parameter_count, preset
+from internals_math.next_token import next_token_loss
 from internals_math.rope import rope_cos_sin
 from internals_math.structured_pruning import (
     METHODS,

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from internals_math import tensor_pipeline_parallelism, tiny_lm, trace_store
 from internals_math import tensor_pipeline_parallelism_experiment as experiment
-from internals_math.gpt_pretraining import next_token_loss
-from internals_math.gpt_pretraining_topic import gpt_parameter_count
+from internals_math.gpt_pretraining import gpt_parameter_count
 from internals_math.model_shapes import parameter_count, preset
+from internals_math.next_token import next_token_loss
 from internals_math.tensor_pipeline_parallelism import (
     KINDS,
     Config,

@@ -8,7 +8,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, OpenAIGPTConfig, OpenAIGPT
 from transformers.loss.loss_utils import ForCausalLMLoss
 
 from internals_math import tiny_lm
-from internals_math.gpt_pretraining_topic import (
+from internals_math.gpt_pretraining import (
     causal_attention,
     causal_mask,
     gpt_parameter_count,

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from internals_math import lora_experiment as experiment
 from internals_math import tiny_lm
-from internals_math.gpt_pretraining import next_token_loss
 from internals_math.lora import (
     captured_energy,
     init_lora,
@@ -23,6 +22,7 @@ from internals_math.lora import (
     subspace_similarity_grid,
     truncate_rank,
 )
+from internals_math.next_token import next_token_loss
 from tests.oracles import Oracle, largest_difference, randn
 
 R, ALPHA = 3, 7.0

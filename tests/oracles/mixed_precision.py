@@ -10,7 +10,6 @@ from torch import Tensor
 from internals_math import mixed_precision, tiny_lm, trace_store
 from internals_math import mixed_precision_experiment as experiment
 from internals_math.float_formats import bit_tiles, cast
-from internals_math.gpt_pretraining import next_token_loss
 from internals_math.mixed_precision import (
     BF16,
     FP8_E4M3,
@@ -27,6 +26,7 @@ from internals_math.mixed_precision import (
     round_to_format,
     ulp,
 )
+from internals_math.next_token import next_token_loss
 from tests.oracles import Oracle, largest_difference, randn
 
 TORCH = {

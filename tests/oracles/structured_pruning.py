@@ -13,7 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.pytorch_utils import prune_linear_layer
 
 from internals_math import tiny_lm
-from internals_math.gpt_pretraining import next_token_loss
+from internals_math.next_token import next_token_loss
 from internals_math.structured_pruning import (
     PrunedShape,
     ablate_head_loss,

@@ -7,14 +7,14 @@ import math
 
 import torch
 
-from internals_math.gpt_pretraining_experiment import GPT3_TOKENS, PETAFLOP_DAY
-from internals_math.gpt_pretraining_topic import (
+from internals_math.gpt_pretraining import (
     bits_per_token,
     gpt_parameter_count,
     next_token_loss,
     perplexity,
     training_flops,
 )
+from internals_math.gpt_pretraining_experiment import GPT3_TOKENS, PETAFLOP_DAY
 from tests.published import Published
 
 CHECKPOINT = "sum over the tensors of the released checkpoint"

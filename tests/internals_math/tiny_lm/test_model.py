@@ -10,7 +10,7 @@ from transformers import DynamicCache, MistralConfig, MistralForCausalLM
 
 from internals_math import tiny_lm
 from internals_math.attention import causal_mask, masked_softmax
-from internals_math.gpt_pretraining import next_token_loss
+from internals_math.next_token import next_token_loss
 from internals_math.tiny_lm import ModelConfig, TinyLM
 from tests.internals_math.tiny_lm.llama_oracle import llama_of
 
