@@ -1,7 +1,7 @@
 """Entropy, KL divergence and total variation of discrete distributions, in nats, with 0 log 0 = 0."""
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 
@@ -18,3 +18,9 @@ def kl_divergence(p: Float[Tensor, "... n"], q: Float[Tensor, "... n"]) -> Float
 def total_variation(p: Float[Tensor, "... n"], q: Float[Tensor, "... n"]) -> Float[Tensor, "..."]:
     """Return half the sum of |p - q| along the last axis, 0..1."""
     return (p - q).abs().sum(dim=-1) / 2
+
+
+def pooled(p: Float[Tensor, "*batch N"], shown: Int[Tensor, " n"]) -> Float[Tensor, "*batch n_more"]:
+    """Return the probabilities of the shown outcomes, and last that of all others together."""
+    alone = p[..., shown]
+    return torch.cat([alone, 1 - alone.sum(dim=-1, keepdim=True)], dim=-1)

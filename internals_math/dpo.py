@@ -14,9 +14,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from internals_math.distributions import kl_divergence
+from internals_math.distributions import kl_divergence, pooled
 from internals_math.next_token import IGNORE, shift_for_next_token, target_surprisal
-from internals_math.preference_task import check_beta, check_probs, optimal_policy
+from internals_math.preference_task import alone, check_beta, check_probs, optimal_policy, words
 from internals_math.trace import TopicConfig, TopicTrace, option
 
 __all__ = [
@@ -282,15 +282,15 @@ def trace(config: Config) -> Trace:
     return Trace(
         config=config,
         prompt_tokens=experiment.tiny_lm.tokens(run.task.prefixes[0]),
-        answer_tokens=(*(experiment.words(answer) for answer in shown.tolist()), "all others"),
-        reference_probs=experiment.pooled(run.reference_probs[0], shown),
-        gold_rewards=experiment.alone(run.rewards[0], shown),
-        optimal_probs=experiment.pooled(optimal[0], shown),
+        answer_tokens=(*(words(answer) for answer in shown.tolist()), "all others"),
+        reference_probs=pooled(run.reference_probs[0], shown),
+        gold_rewards=alone(run.rewards[0], shown),
+        optimal_probs=pooled(optimal[0], shown),
         tilt_betas=tilt_betas,
-        tilted_probs=experiment.pooled(tilted, shown),
-        log_ratios=experiment.alone(ratios, shown),
+        tilted_probs=pooled(tilted, shown),
+        log_ratios=alone(ratios, shown),
         scaled_log_partition=float(config.beta * log_partition[0]),
-        implied_rewards=experiment.alone(implied, shown),
+        implied_rewards=alone(implied, shown),
         floors=floors,
         lifted_rewards=lifted,
         lifted_gap=float(lifted[0, 0] - lifted[0, 1]),

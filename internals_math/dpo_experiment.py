@@ -11,13 +11,20 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from internals_math import preference_task, progress, tiny_lm
-from internals_math.distributions import kl_divergence, total_variation
+from internals_math.distributions import kl_divergence, pooled, total_variation
 from internals_math.dpo import DOTS, SHOWN, Config, DPOLoss, dpo_loss, expected_reward, sequence_log_probs
-from internals_math.preference_task import ANSWER_LENGTH, Preferences, PreferenceTask, optimal_policy
+from internals_math.preference_task import (
+    ANSWER_LENGTH,
+    Preferences,
+    PreferenceTask,
+    answer_token_logps,
+    exact,
+    optimal_policy,
+    place_of,
+)
 
 BATCH_SIZE = 64  # as in the paper
 RECORD_EVERY = 5  # steps
-SAMPLES = 6
 
 
 @dataclass
@@ -87,11 +94,6 @@ def pair_log_probs(log_probs: Float[Tensor, "K V V"], pairs: Preferences) -> Flo
     return torch.stack([log_probs[pairs.prompt, *words.T] for words in (pairs.chosen, pairs.rejected)], dim=1)
 
 
-def exact(log_probs: Float[Tensor, "K V V"]) -> Float[Tensor, "K N"]:
-    """Return the probabilities of all answers in float64; they sum to 1 as exactly as float64 can."""
-    return log_probs.double().flatten(1).softmax(dim=-1)
-
-
 @torch.no_grad()
 def record(run: Run, step: int, reference_logps: Float[Tensor, "B 2"]) -> None:
     """Note where the policy is."""
@@ -126,34 +128,15 @@ def shown_answers(run: Run) -> Int[Tensor, " 8"]:
     return torch.cat([likely, torch.stack(extremes)])
 
 
-def pooled(probs: Float[Tensor, "*batch N"], shown: Int[Tensor, " 8"]) -> Float[Tensor, "*batch 9"]:
-    """Return the probabilities of the shown answers and of all others together."""
-    alone_ = probs[..., shown]
-    return torch.cat([alone_, 1 - alone_.sum(dim=-1, keepdim=True)], dim=-1)
-
-
-def alone(values: Float[Tensor, " N"], shown: Int[Tensor, " 8"]) -> Float[Tensor, " 9"]:
-    """Return values of the shown answers; NaN for all others, which have no single one."""
-    return torch.cat([values[shown], torch.tensor([torch.nan], dtype=values.dtype)])
-
-
-def words(answer: int) -> str:
-    """Return the two words of an answer, given by its place among all V²."""
-    return " ".join(tiny_lm.tokens(divmod(answer, tiny_lm.VOCAB_SIZE)))
-
-
 @torch.no_grad()
 def one_pair(run: Run) -> dict[str, Any]:
     """Return the first pair after prompt 0 whose choice follows the rewards, with its words' log-probabilities."""
-    pairs, vocab_size = run.pairs, tiny_lm.VOCAB_SIZE
-    rewards = [run.rewards[pairs.prompt, w[:, 0] * vocab_size + w[:, 1]] for w in (pairs.chosen, pairs.rejected)]
+    pairs = run.pairs
+    rewards = [run.rewards[pairs.prompt, place_of(answers)] for answers in (pairs.chosen, pairs.rejected)]
     row = int(((pairs.prompt == 0) & (rewards[0] > rewards[1])).nonzero()[0])
     answers = torch.stack([pairs.chosen[row], pairs.rejected[row]])
     ids = preference_task.answer_texts(run.task, torch.tensor([0, 0]), answers)
-    policy, reference = (
-        model(ids)[:, -ANSWER_LENGTH - 1 : -1].log_softmax(dim=-1).gather(-1, answers[..., None])[..., 0]
-        for model in (run.policy, run.base)
-    )
+    policy, reference = (answer_token_logps(model, ids) for model in (run.policy, run.base))
     return {
         "chosen_tokens": tiny_lm.tokens(answers[0]),
         "rejected_tokens": tiny_lm.tokens(answers[1]),
@@ -190,19 +173,12 @@ def records(run: Run, shown: Int[Tensor, " 8"]) -> dict[str, Any]:
     }
 
 
-@torch.no_grad()
 def after_words(run: Run) -> dict[str, Any]:
-    """Return what both models answer with the same luck, and what they make of ordinary stories."""
-    drawn = []
-    for model in (run.base, run.policy):
-        generator = torch.Generator().manual_seed(run.config.seed)
-        answers = preference_task.sample_answers(model, run.task.prefixes[:1], SAMPLES, generator)[0]
-        drawn.append(tuple(" ".join(tiny_lm.tokens(answer)) for answer in answers))
-    tales = tiny_lm.held_out_kind("tale")
-    losses = [tiny_lm.evaluate(model, tales) for model in (run.base, run.policy)]
+    """Return what both models answer, and what they make of ordinary stories."""
+    samples, losses = preference_task.after_words(run.task, {"before": run.base, "after": run.policy}, run.config.seed)
     return {
-        "sampled_before": drawn[0],
-        "sampled_after": drawn[1],
-        "tale_loss_before": losses[0],
-        "tale_loss_after": losses[1],
+        "sampled_before": samples["before"],
+        "sampled_after": samples["after"],
+        "tale_loss_before": losses["before"],
+        "tale_loss_after": losses["after"],
     }

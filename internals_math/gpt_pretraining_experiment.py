@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from internals_math import progress, tiny_lm
+from internals_math.distributions import pooled
 from internals_math.gpt_pretraining import (
     FOCUS_WORDS,
     LEVELS,
@@ -220,11 +221,6 @@ def looking_ahead(model: tiny_lm.TinyLM, corpus: tiny_lm.Corpus, config: Config)
 
 
 # -- what the honest run learns ----------------------------------------------------------------------------------------
-
-
-def pooled(probs: Float[Tensor, "*batch V"], shown: Int[Tensor, " n"]) -> Float[Tensor, "*batch n_more"]:
-    """Return the probabilities of some words and of all others together."""
-    return torch.cat([probs[..., shown], 1 - probs[..., shown].sum(dim=-1, keepdim=True)], dim=-1)
 
 
 @torch.no_grad()

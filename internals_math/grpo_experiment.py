@@ -14,7 +14,6 @@ from torch import Tensor
 from internals_math import preference_task, progress, tiny_lm
 from internals_math.distributions import kl_divergence
 from internals_math.dpo import expected_reward
-from internals_math.dpo_experiment import exact, words
 from internals_math.grpo import (
     BATCH_SIZE,
     LOSS_TYPES,
@@ -31,7 +30,14 @@ from internals_math.grpo import (
 )
 from internals_math.next_token import target_surprisal
 from internals_math.ppo import kl_estimators
-from internals_math.preference_task import ANSWER_LENGTH, PreferenceTask
+from internals_math.preference_task import (
+    ANSWER_LENGTH,
+    PreferenceTask,
+    answer_probs,
+    answer_token_logps,
+    place_of,
+    words,
+)
 
 SHOWN = 8  # answers of a group on screen
 CLOUD = 60
@@ -42,7 +48,6 @@ SUCCESS = 1.0  # the least gold reward that counts
 LENGTH_PROMPT = "one day the old fox lost a red key in the barn ."
 LENGTH_LIMIT = 16
 PARAMETERS = 7e9
-SAMPLES = 6
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,18 +72,12 @@ def make_world(config: Config) -> World:
     shifts = config.prompt_offset * torch.randn(len(gold), 1, generator=generator, dtype=torch.float64)
     shifted = gold + config.reward_offset + shifts
     rewards = succeeds(gold).double() if config.reward == "binary" else shifted
-    return World(config, base, task, probabilities(base, task), gold, rewards, shifted)
+    return World(config, base, task, answer_probs(base, task), gold, rewards, shifted)
 
 
 def succeeds(gold: Float[Tensor, "*shape"]) -> Bool[Tensor, "*shape"]:
     """Return which answers count as a success."""
     return gold >= SUCCESS
-
-
-@torch.no_grad()
-def probabilities(policy: tiny_lm.TinyLM, task: PreferenceTask) -> Float[Tensor, "K N"]:
-    """Return p(answer | prompt) of every answer."""
-    return exact(preference_task.answer_log_probs(policy, task))
 
 
 # -- one group, one batch ----------------------------------------------------------------------------------------------
@@ -345,14 +344,14 @@ def training(world: World) -> dict[str, Any]:
         curves["success"][method] = expected_reward(probs, succeeds(world.gold).double()).mean(dim=1)
         curves["kl"][method] = kl_divergence(probs, world.reference_probs).mean(dim=1)
         tuned = policy if method == config.method else tuned
-    before, after = (answers_and_loss(world, policy) for policy in (world.base, tuned))
+    samples, tale_loss = preference_task.after_words(world.task, {"before": world.base, "after": tuned}, config.seed)
     return {
         "steps": torch.arange(config.train_steps + 1),
         **{f"curve_{name}": by_method for name, by_method in curves.items()},
-        "samples_before": before[0],
-        "samples_after": after[0],
-        "tale_loss_before": before[1],
-        "tale_loss_after": after[1],
+        "samples_before": samples["before"],
+        "samples_after": samples["after"],
+        "tale_loss_before": tale_loss["before"],
+        "tale_loss_after": tale_loss["after"],
     }
 
 
@@ -373,17 +372,16 @@ def train(
     for step in range(config.train_steps + 1):
         prompt = (torch.arange(groups) + step * groups) % len(task.prefixes)
         answers = preference_task.sample_answers(policy, task.prefixes[prompt], config.group_size, generator)
-        flat = answers[..., 0] * tiny_lm.VOCAB_SIZE + answers[..., 1]  # (groups, G)
-        rewards = world.rewards[prompt[:, None], flat]
-        probs.append(probabilities(policy, task))
+        rewards = world.rewards[prompt[:, None], place_of(answers)]  # (groups, G)
+        probs.append(answer_probs(policy, task))
         silent.append(float((rewards.amax(dim=1) == rewards.amin(dim=1)).float().mean()))
         if step == config.train_steps:
             break
         advantages = group_advantages(rewards, method=method).flatten().float()
         ids = preference_task.answer_texts(task, prompt.repeat_interleave(config.group_size), answers.flatten(0, 1))
-        logps = answer_logps(policy, ids)
+        logps = answer_token_logps(policy, ids)
         with torch.no_grad():
-            reference = answer_logps(world.base, ids)
+            reference = answer_token_logps(world.base, ids)
         loss = grpo_loss(
             logps, logps.detach(), reference, advantages, torch.ones_like(logps, dtype=torch.bool),
             epsilon=config.epsilon, beta=config.beta,
@@ -393,17 +391,3 @@ def train(
         optimizer.step()
         progress.report("training with each baseline", done + step + 1, of)
     return policy.eval().requires_grad_(False), torch.stack(probs), torch.tensor(silent)
-
-
-def answer_logps(policy: tiny_lm.TinyLM, ids: Int[Tensor, "B T_all"]) -> Float[Tensor, "B 2"]:
-    """Return ln p of both words of each answer."""
-    return -target_surprisal(policy(ids)[:, -ANSWER_LENGTH - 1 : -1], ids[:, -ANSWER_LENGTH:])
-
-
-@torch.no_grad()
-def answers_and_loss(world: World, policy: tiny_lm.TinyLM) -> tuple[tuple[str, ...], float]:
-    """Return answers to prompt 0, always with the same luck, and the loss on ordinary stories."""
-    generator = torch.Generator().manual_seed(world.config.seed)
-    answers = preference_task.sample_answers(policy, world.task.prefixes[:1], SAMPLES, generator)[0]
-    texts = tuple(" ".join(tiny_lm.tokens(answer)) for answer in answers)
-    return texts, tiny_lm.evaluate(policy, tiny_lm.held_out_kind("tale"))

@@ -12,9 +12,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from internals_math import preference_task, progress, tiny_lm
-from internals_math.distributions import kl_divergence
+from internals_math.distributions import kl_divergence, pooled
 from internals_math.dpo import expected_reward
-from internals_math.dpo_experiment import alone, exact, pooled, words
 from internals_math.next_token import sample_token
 from internals_math.ppo import (
     METHODS,
@@ -33,7 +32,16 @@ from internals_math.ppo import (
     surrogate,
     whiten,
 )
-from internals_math.preference_task import ANSWER_LENGTH, REPEATED, PreferenceTask, optimal_policy
+from internals_math.preference_task import (
+    ANSWER_LENGTH,
+    REPEATED,
+    PreferenceTask,
+    alone,
+    answer_probs,
+    optimal_policy,
+    place_of,
+    words,
+)
 from internals_math.rlhf import kl_shaped_rewards
 
 EARLIER_ROLLOUTS = 256  # that the value head is fitted on
@@ -44,7 +52,6 @@ TARGET_KL = 0.02  # nats per token, of the adaptive penalty
 ADAPT_EVERY = 5  # epochs: a new price needs a few steps before its effect can be measured
 INTERPOLATION_EPOCH = 3
 SIMPLEX_KL = 0.05
-SAMPLES = 6
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,13 +102,7 @@ def make_world(config: Config) -> World:
     """Load the base and enumerate what it answers."""
     base = tiny_lm.load("base")
     task = preference_task.make_preference_task(base, seed=config.seed)
-    return World(config, base, task, probabilities(base, task), task.gold_rewards.double().flatten(1))
-
-
-@torch.no_grad()
-def probabilities(policy: tiny_lm.TinyLM, task: PreferenceTask) -> Float[Tensor, "K N"]:
-    """Return p(answer | prompt) of every answer."""
-    return exact(preference_task.answer_log_probs(policy, task))
+    return World(config, base, task, answer_probs(base, task), task.gold_rewards.double().flatten(1))
 
 
 # -- batches and values ------------------------------------------------------------------------------------------------
@@ -184,7 +185,7 @@ def follow(study: Study, method: str) -> Path:
         ratio = probability_ratio(chosen(log_probs, batch.ids), batch.logps)
         if epoch == min(INTERPOLATION_EPOCH, config.epochs):
             early_weights = {name: weight.detach().clone() for name, weight in policy.named_parameters()}
-        probs.append(probabilities(policy, study.world.task))
+        probs.append(answer_probs(policy, study.world.task))
         ratios.append(ratio.detach())
         betas.append(beta)
         if method == "clip":
@@ -243,8 +244,7 @@ def bars_and_dots(study: Study) -> dict[str, Any]:
     world, batch = study.world, study.batch
     shown = world.reference_probs[0].argsort(descending=True)[:SHOWN]
     rows = batch.prompt == 0
-    first, second = batch.ids[rows, -ANSWER_LENGTH:].T
-    is_bar = (first * tiny_lm.VOCAB_SIZE + second)[:, None] == shown  # (dots, 8)
+    is_bar = place_of(batch.ids[rows, -ANSWER_LENGTH:])[:, None] == shown  # (dots, 8)
     return {
         "prompt_tokens": tiny_lm.tokens(world.task.prefixes[0]),
         "answer_tokens": (*(words(answer) for answer in shown.tolist()), "all others"),
@@ -275,7 +275,7 @@ def interpolation(study: Study) -> dict[str, Any]:
     for index in range(len(alphas)):
         policy = tiny_lm.copy_of(world.base, {name: curve[index] for name, curve in line.items()})
         ratios.append(probability_ratio(chosen(next_log_probs(policy, batch.ids), batch.ids), batch.logps))
-        probs.append(probabilities(policy, world.task))
+        probs.append(answer_probs(policy, world.task))
     exact_probs, reference = torch.stack(probs), world.reference_probs
     return {
         "interpolation_alpha": alphas,
@@ -392,11 +392,13 @@ def full_run(world: World) -> dict[str, Any]:
         kl = kl_divergence(probs, world.reference_probs).mean(dim=1)
         curves["reward"][method], curves["kl_ref"][method] = reward, kl
         curves["objective"][method] = reward - config.beta_ref * kl
+    samples, tale_loss = preference_task.after_words(world.task, policies, config.seed)
     return {
         **{f"learning_curve_{name}": curve for name, curve in curves.items()},
         "iterations": torch.arange(config.iterations + 1),
         "objective_optimum": best_objective(world),
-        **after_words(world, policies),
+        "samples": samples,
+        "tale_loss": tale_loss,
     }
 
 
@@ -415,7 +417,7 @@ def train(
     optimizer = torch.optim.Adam(policy.parameters(), lr=config.learning_rate)
     earlier = collect(world, policy, EARLIER_ROLLOUTS, generator)
     features, rewards = earlier.features, earlier.rewards
-    probs = [probabilities(policy, world.task)]
+    probs = [answer_probs(policy, world.task)]
     for iteration in range(config.iterations):
         head = fit_values(features, returns_of(rewards, config.gamma))
         batch = collect(world, policy, config.batch_size, generator)
@@ -433,7 +435,7 @@ def train(
             optimizer.step()
         features = torch.cat([features, batch.features])[-EARLIER_ROLLOUTS:]
         rewards = torch.cat([rewards, batch.rewards])[-EARLIER_ROLLOUTS:]
-        probs.append(probabilities(policy, world.task))
+        probs.append(answer_probs(policy, world.task))
         progress.report("training with and without the clip", done + iteration + 1, of)
     return policy.eval().requires_grad_(False), torch.stack(probs)
 
@@ -444,16 +446,3 @@ def best_objective(world: World) -> float:
     if beta == 0:
         return float(world.rewards.amax(dim=1).mean())
     return float(beta * optimal_policy(world.reference_probs, world.rewards, beta)[1].mean())
-
-
-@torch.no_grad()
-def after_words(world: World, policies: dict[str, tiny_lm.TinyLM]) -> dict[str, Any]:
-    """Return what each policy answers with the same luck, and what it makes of ordinary stories."""
-    samples, tale_loss = {}, {}
-    tales = tiny_lm.held_out_kind("tale")
-    for name, policy in policies.items():
-        generator = torch.Generator().manual_seed(world.config.seed)
-        answers = preference_task.sample_answers(policy, world.task.prefixes[:1], SAMPLES, generator)[0]
-        samples[name] = tuple(" ".join(tiny_lm.tokens(answer)) for answer in answers)
-        tale_loss[name] = tiny_lm.evaluate(policy, tales)
-    return {"samples": samples, "tale_loss": tale_loss}

@@ -3,10 +3,12 @@
 After `one day the [adjective] [character] found a` the model names a find in two words, and the reader likes treasure.
 All V² answers are enumerated, so probabilities, KL, expected reward and the best policy are sums, not estimates.
 
-Notation: K = prompts, T = words of a prompt, V = vocab_size, B = answers, N = answers in all (V² if flattened).
+Notation: K = prompts, T = words of a prompt, V = vocab_size, B = answers, N = answers in all (V² if flattened), where
+V times the first word plus the second is the place of an answer.
 Source: Rafailov et al. 2023 (DPO), arXiv 2305.18290, eqs. 1, 3 and 4.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +17,7 @@ from torch import Tensor
 
 from internals_math import tiny_lm
 from internals_math.distributions import entropy, kl_divergence
-from internals_math.next_token import sample_token
+from internals_math.next_token import sample_token, token_surprisal
 from internals_math.tiny_lm.vocabulary import CAST, CHARACTER_ADJECTIVES, ids_of
 
 LIKED = ("golden", "shiny", "key", "ring", "pearl", "coin")
@@ -24,6 +26,7 @@ REPEATED = -0.5  # on top, for the same word twice
 ANSWER_LENGTH = 2
 FEWEST_BITS = 2.0  # of an answer: less would leave nothing to choose
 SMALLEST_SIGN = 0.05  # probability of a good and of a bad answer
+SAMPLES = 6  # answers that show what a model has become
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,11 +103,47 @@ def answer_log_probs(model: tiny_lm.TinyLM, task: PreferenceTask) -> Float[Tenso
     return first[:, :, None] + second
 
 
+@torch.no_grad()
+def answer_probs(model: tiny_lm.TinyLM, task: PreferenceTask) -> Float[Tensor, "K N"]:
+    """Return p(answer | prompt) of every answer, in float64."""
+    return exact(answer_log_probs(model, task))
+
+
+def exact(log_probs: Float[Tensor, "K V V"]) -> Float[Tensor, "K N"]:
+    """Return the probabilities of all answers in float64; they sum to 1 as exactly as float64 can."""
+    return log_probs.double().flatten(1).softmax(dim=-1)
+
+
+def place_of(answers: Int[Tensor, "*batch 2"]) -> Int[Tensor, "*batch"]:
+    """Return the places of answers among all V²."""
+    return answers[..., 0] * tiny_lm.VOCAB_SIZE + answers[..., 1]
+
+
+def answer_at(places: Int[Tensor, "*batch"]) -> Int[Tensor, "*batch 2"]:
+    """Return the two words of the answers at some places among all V²."""
+    return torch.stack([places // tiny_lm.VOCAB_SIZE, places % tiny_lm.VOCAB_SIZE], dim=-1)
+
+
+def words(place: int) -> str:
+    """Return the answer at a place among all V² as it is read."""
+    return " ".join(tiny_lm.tokens(divmod(place, tiny_lm.VOCAB_SIZE)))
+
+
+def alone(values: Float[Tensor, " N"], shown: Int[Tensor, " n"]) -> Float[Tensor, " n_more"]:
+    """Return values of the shown answers; NaN for all others together, which have no single one."""
+    return torch.cat([values[shown], torch.tensor([torch.nan], dtype=values.dtype)])
+
+
 def answer_texts(
     task: PreferenceTask, prompt: Int[Tensor, " B"], answers: Int[Tensor, "B 2"]
 ) -> Int[Tensor, "B T_all"]:
     """Return whole rows of ids: prompts with their answers."""
     return torch.cat([task.prefixes[prompt], answers], dim=1)
+
+
+def answer_token_logps(model: tiny_lm.TinyLM, ids: Int[Tensor, "B T_all"]) -> Float[Tensor, "B 2"]:
+    """Return ln p of each word of the answers that end these texts, differentiable."""
+    return -token_surprisal(model(ids), ids)[:, -ANSWER_LENGTH:]
 
 
 @torch.no_grad()
@@ -138,7 +177,7 @@ def sample_preferences(
     """
     if n_pairs < 1:
         raise ValueError(f"n_pairs must be at least 1, got {n_pairs}")
-    probs, vocab_size = log_probs.detach().flatten(1).exp(), log_probs.shape[-1]
+    probs = log_probs.detach().flatten(1).exp()
     prompt = torch.randint(len(probs), (n_pairs,), generator=generator)
     order = prompt.argsort(stable=True)
     counts = torch.bincount(prompt, minlength=len(probs)).tolist()
@@ -158,8 +197,22 @@ def sample_preferences(
     wins = torch.sigmoid(rewards[prompt, one] - rewards[prompt, other])
     first = torch.rand(n_pairs, generator=generator) < wins
     chosen, rejected = torch.where(first, one, other), torch.where(first, other, one)
-    words = (torch.stack([answer // vocab_size, answer % vocab_size], dim=1) for answer in (chosen, rejected))
-    return Preferences(prompt, *words)
+    return Preferences(prompt, answer_at(chosen), answer_at(rejected))
+
+
+@torch.no_grad()
+def after_words(
+    task: PreferenceTask, models: Mapping[str, tiny_lm.TinyLM], seed: int
+) -> tuple[dict[str, tuple[str, ...]], dict[str, float]]:
+    """Return what each model answers to prompt 0 with the same luck, and its loss on ordinary stories."""
+    tales = tiny_lm.held_out_kind("tale")
+    samples, tale_loss = {}, {}
+    for name, model in models.items():
+        generator = torch.Generator().manual_seed(seed)
+        answers = sample_answers(model, task.prefixes[:1], SAMPLES, generator)[0]
+        samples[name] = tuple(words(place) for place in place_of(answers).tolist())
+        tale_loss[name] = tiny_lm.evaluate(model, tales)
+    return samples, tale_loss
 
 
 def exact_kl(p: Float[Tensor, "K V V"], q: Float[Tensor, "K V V"]) -> Float[Tensor, " K"]:

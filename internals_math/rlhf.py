@@ -17,9 +17,9 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from internals_math import tiny_lm
-from internals_math.distributions import kl_divergence
+from internals_math.distributions import kl_divergence, pooled
 from internals_math.dpo import bradley_terry_probability, expected_reward, sequence_log_probs
-from internals_math.preference_task import check_probs, optimal_policy
+from internals_math.preference_task import alone, check_probs, optimal_policy, words
 from internals_math.trace import TopicConfig, TopicTrace, option
 
 __all__ = [
@@ -454,7 +454,6 @@ class Trace(TopicTrace):
 def trace(config: Config) -> Trace:
     """Run the pipeline on copies of the base model, and enumerate what it did."""
     from internals_math import rlhf_experiment as experiment  # it is built on the functions above
-    from internals_math.dpo_experiment import alone, pooled, words
 
     run = experiment.train(config)
     betas = torch.logspace(1, -2, 61, dtype=torch.float64)

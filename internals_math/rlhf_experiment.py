@@ -13,10 +13,18 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from internals_math import preference_task, progress, tiny_lm
-from internals_math.distributions import kl_divergence
-from internals_math.dpo_experiment import exact, pooled, words
-from internals_math.next_token import token_surprisal
-from internals_math.preference_task import ANSWER_LENGTH, Preferences, PreferenceTask, answer_texts
+from internals_math.distributions import kl_divergence, pooled
+from internals_math.preference_task import (
+    ANSWER_LENGTH,
+    Preferences,
+    PreferenceTask,
+    answer_at,
+    answer_probs,
+    answer_texts,
+    answer_token_logps,
+    place_of,
+    words,
+)
 from internals_math.rlhf import (
     BEST_OF,
     SCATTERED,
@@ -46,7 +54,6 @@ SFT_PASSES, SFT_BATCH, SFT_RATE = 3, 32, 5e-4  # more passes would leave the cli
 REWARD_STEPS, REWARD_BATCH, REWARD_RATE, WEIGHT_DECAY = 125, 64, 3e-4, 0.1
 HELD_OUT = 0.2  # of the comparisons
 RECORD_EVERY = 5  # steps
-SAMPLES = 6
 
 
 class RewardModel(torch.nn.Module):
@@ -102,19 +109,13 @@ def train(config: Config, *, n_prompts: int = 6) -> Run:
         base=base,
         generator=torch.Generator().manual_seed(config.seed),
         gold=task.gold_rewards.double().flatten(1),
-        pretrained_probs=probs_of(base, task),
+        pretrained_probs=answer_probs(base, task),
         sft=tiny_lm.copy_of(base),
     )
     imitate(run)
     fit_reward(run)
     climb(run)
     return run
-
-
-@torch.no_grad()
-def probs_of(model: tiny_lm.TinyLM, task: PreferenceTask) -> Float[Tensor, "K N"]:
-    """Return the probabilities of all answers to every prompt."""
-    return exact(preference_task.answer_log_probs(model, task))
 
 
 # -- stage 1 -----------------------------------------------------------------------------------------------------------
@@ -145,7 +146,7 @@ def imitate(run: Run) -> None:
         run.sft_curve.append(loss_of(everything).detach())
         progress.report("imitating demonstrations", step, len(batches))
     run.sft.eval().requires_grad_(False)
-    run.sft_probs = probs_of(run.sft, run.task)
+    run.sft_probs = answer_probs(run.sft, run.task)
 
 
 def demonstrations(run: Run) -> Int[Tensor, "D T"]:
@@ -253,7 +254,7 @@ def climb(run: Run) -> None:
         loss.backward()
         optimizer.step()
         if step % RECORD_EVERY == 0 or step == config.rl_steps:
-            run.rl_probs.append(probs_of(policy, task))
+            run.rl_probs.append(answer_probs(policy, task))
         if step == config.rl_steps:
             run.episode = {
                 "episode_tokens": tiny_lm.tokens(answers[0]),
@@ -263,11 +264,6 @@ def climb(run: Run) -> None:
             }
         progress.report("climbing the reward", step, config.rl_steps)
     policy.eval().requires_grad_(False)
-
-
-def answer_token_logps(model: tiny_lm.TinyLM, ids: Int[Tensor, "B T"]) -> Float[Tensor, "B 2"]:
-    """Return ln p of each word of the answers that end these texts."""
-    return -token_surprisal(model(ids), ids)[:, -ANSWER_LENGTH:]
 
 
 # -- what is shown -----------------------------------------------------------------------------------------------------
@@ -289,7 +285,7 @@ def reward_records(run: Run, shown: Int[Tensor, " 8"]) -> dict[str, Any]:
     held_out = slice(len(pairs.prompt) - held_out_count(len(pairs.prompt)), None)
     prompt = pairs.prompt[held_out]
     texts = torch.cat([part[held_out] for part in pair_texts(run.task, pairs)])
-    beads = answer_texts(run.task, torch.zeros_like(shown), pair_of_words(shown))
+    beads = answer_texts(run.task, torch.zeros_like(shown), answer_at(shown))
     losses, accuracies, ladder = [], [], []
     for model in run.reward_models:
         chosen, rejected = model(texts).chunk(2)
@@ -308,16 +304,11 @@ def reward_records(run: Run, shown: Int[Tensor, " 8"]) -> dict[str, Any]:
     }
 
 
-def pair_of_words(answers: Int[Tensor, " n"]) -> Int[Tensor, "n 2"]:
-    """Split places among all V² answers into their two words."""
-    return torch.stack([answers // tiny_lm.VOCAB_SIZE, answers % tiny_lm.VOCAB_SIZE], dim=1)
-
-
 def comparisons(run: Run, shown: Int[Tensor, " 8"]) -> Comparisons:
     """Return the first comparisons of two shown answers, as the labeler met them: the likelier answer first."""
     pairs = run.pairs
     place = {answer: index for index, answer in enumerate(shown.tolist())}
-    chosen, rejected = (part[:, 0] * tiny_lm.VOCAB_SIZE + part[:, 1] for part in (pairs.chosen, pairs.rejected))
+    chosen, rejected = place_of(pairs.chosen), place_of(pairs.rejected)
     met = [
         (place[won], place[lost])
         for prompt, won, lost in zip(pairs.prompt.tolist(), chosen.tolist(), rejected.tolist(), strict=True)
@@ -390,14 +381,8 @@ def rl_records(run: Run, shown: Int[Tensor, " 8"]) -> dict[str, Any]:
     }
 
 
-@torch.no_grad()
 def after_words(run: Run) -> dict[str, Any]:
-    """Return what the models of all stages answer with the same luck, and what they make of ordinary stories."""
-    tales = tiny_lm.held_out_kind("tale")
-    samples, losses = {}, {}
-    for stage, model in (("pretrained", run.base), ("sft", run.sft), ("rl", run.policy)):
-        generator = torch.Generator().manual_seed(run.config.seed)
-        answers = preference_task.sample_answers(model, run.task.prefixes[:1], SAMPLES, generator)[0]
-        samples[stage] = tuple(" ".join(tiny_lm.tokens(answer)) for answer in answers)
-        losses[stage] = tiny_lm.evaluate(model, tales)
-    return {"samples": samples, "tale_loss": losses}
+    """Return what the models of all stages answer, and what they make of ordinary stories."""
+    stages = {"pretrained": run.base, "sft": run.sft, "rl": run.policy}
+    samples, tale_loss = preference_task.after_words(run.task, stages, run.config.seed)
+    return {"samples": samples, "tale_loss": tale_loss}

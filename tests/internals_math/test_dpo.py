@@ -334,7 +334,7 @@ def test_training_starts_at_the_reference(trace):
 
 def test_every_trained_point_lies_below_the_frontier(trace):
     task = preference_task.make_preference_task(tiny_lm.load("base"))
-    reference = dpo_experiment.exact(preference_task.answer_log_probs(tiny_lm.load("base"), task).detach())
+    reference = preference_task.exact(preference_task.answer_log_probs(tiny_lm.load("base"), task).detach())
     rewards = task.gold_rewards.double().flatten(1)
     for kl, reward in zip(trace.kl_path.tolist(), trace.reward_path.tolist(), strict=True):
         # the frontier as the least of its tangents: reward <= beta·KL + mean of beta·ln Z, for every beta

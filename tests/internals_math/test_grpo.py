@@ -445,7 +445,7 @@ def test_the_exact_gradient_is_the_slope_of_the_mean_reward(world):
         policy = tiny_lm.copy_of(world.base)
         vector = torch.nn.utils.parameters_to_vector(policy.parameters()) + step * gradient / length
         torch.nn.utils.vector_to_parameters(vector, policy.parameters())
-        probs = experiment.probabilities(policy, world.task)
+        probs = preference_task.answer_probs(policy, world.task)
         reached.append(float((probs * world.rewards).sum(dim=1).mean()))
     assert (reached[0] - reached[1]) / 0.04 == pytest.approx(length, rel=0.02)
 
@@ -529,7 +529,7 @@ def test_training_starts_at_the_reference_and_climbs(world):
     torch.testing.assert_close(probs[0], world.reference_probs, atol=1e-9, rtol=0)
     reward = (probs * world.gold).sum(dim=2).mean(dim=1)
     assert float(reward[-1]) > float(reward[0]) + 0.8
-    torch.testing.assert_close(experiment.probabilities(policy, world.task), probs[-1])
+    torch.testing.assert_close(preference_task.answer_probs(policy, world.task), probs[-1])
 
 
 def test_rewards_that_are_all_equal_teach_nothing(world):
@@ -699,7 +699,8 @@ def test_curves_of_training_are_exact(world, monkeypatch):
         torch.testing.assert_close(values["curve_success"]["grpo"][step], success)
         torch.testing.assert_close(values["curve_kl"]["grpo"][step], kl)
     assert values["steps"].tolist() == list(range(11))
-    assert (values["samples_after"], values["tale_loss_after"]) == experiment.answers_and_loss(world, policy)
+    samples, tale_loss = preference_task.after_words(world.task, {"after": policy}, world.config.seed)
+    assert (values["samples_after"], values["tale_loss_after"]) == (samples["after"], tale_loss["after"])
     assert values["tale_loss_before"] < values["tale_loss_after"]
     assert len(values["samples_before"]) == 6
 

@@ -656,6 +656,6 @@ def test_the_full_run_reports_both_ways(world, monkeypatch):
     assert not torch.allclose(*values["learning_curve_reward"].values(), atol=1e-3)
     assert values["tale_loss"].keys() == values["samples"].keys() == {"before", "unclipped", "clip"}
     assert values["tale_loss"]["before"] == pytest.approx(tiny_lm.evaluate(world.base, tiny_lm.held_out_kind("tale")))
-    torch.testing.assert_close(experiment.probabilities(policy, world.task), probs[-1])
+    torch.testing.assert_close(preference_task.answer_probs(policy, world.task), probs[-1])
     assert not policy.training
     assert not any(weight.requires_grad for weight in policy.parameters())
