@@ -15,6 +15,7 @@ from torch import Tensor
 
 from internals_math import tiny_lm
 from internals_math.attention import causal_mask, masked_softmax
+from internals_math.checks import check_sizes
 from internals_math.model_shapes import LatentShape, ModelShape, preset
 from internals_math.rope import apply_rotary, rope_cos_sin, rope_frequencies, rotation_matrix
 from internals_math.trace import TopicConfig, TopicTrace, option
@@ -52,7 +53,7 @@ class MLAWeights:
     rope_layout: str = "half"
 
     def __post_init__(self) -> None:
-        _check_sizes(
+        check_sizes(
             num_heads=self.num_heads,
             qk_nope_head_dim=self.qk_nope_head_dim,
             qk_rope_head_dim=self.qk_rope_head_dim,
@@ -223,13 +224,13 @@ def joint_low_rank_factorization(
 
 def mla_cache_elements_per_token(kv_lora_rank: int, qk_rope_head_dim: int, num_hidden_layers: int = 1) -> int:
     """Return (c + r) · layers: what one token leaves, whatever the number of heads (Table 1)."""
-    _check_sizes(kv_lora_rank=kv_lora_rank, qk_rope_head_dim=qk_rope_head_dim, num_hidden_layers=num_hidden_layers)
+    check_sizes(kv_lora_rank=kv_lora_rank, qk_rope_head_dim=qk_rope_head_dim, num_hidden_layers=num_hidden_layers)
     return (kv_lora_rank + qk_rope_head_dim) * num_hidden_layers
 
 
 def gqa_equivalent_groups(kv_lora_rank: int, qk_rope_head_dim: int, head_dim: int) -> float:
     """Return how many key-value heads of grouped-query attention weigh the same (Table 1)."""
-    _check_sizes(head_dim=head_dim)
+    check_sizes(head_dim=head_dim)
     return mla_cache_elements_per_token(kv_lora_rank, qk_rope_head_dim) / (2 * head_dim)
 
 
@@ -251,7 +252,7 @@ def macs_per_cached_token(
 
     The first leaves out what rebuilding itself costs.
     """
-    _check_sizes(
+    check_sizes(
         qk_nope_head_dim=qk_nope_head_dim, qk_rope_head_dim=qk_rope_head_dim, v_head_dim=v_head_dim,
         kv_lora_rank=kv_lora_rank,
     )  # fmt: skip
@@ -306,12 +307,6 @@ def rotary_scores(
 ) -> Float[Tensor, "*batch h n m"]:
     """Return the dot products with the one rotary key that all heads share, not scaled."""
     return torch.einsum("...hnr,...mr->...hnm", q_rope, k_rope)
-
-
-def _check_sizes(**sizes: int) -> None:
-    for name, size in sizes.items():
-        if size < 1:
-            raise ValueError(f"{name} must be at least 1, got {size}")
 
 
 # -- what the video shows ----------------------------------------------------------------------------------------------

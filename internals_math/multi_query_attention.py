@@ -15,6 +15,7 @@ from torch import Tensor
 
 from internals_math import tiny_lm
 from internals_math.attention import causal_mask, masked_softmax
+from internals_math.checks import check_sizes
 from internals_math.kv_cache import CHIP_BYTES_PER_SECOND, CHIP_FLOPS, CHIP_NAME, KVCache, kv_cache_bytes_per_token
 from internals_math.model_shapes import preset
 from internals_math.rope import apply_rotary
@@ -119,7 +120,7 @@ def decode_traffic(
     Raises:
         ValueError: a size below 1, or heads that the key-value heads do not divide.
     """
-    _check_sizes(
+    check_sizes(
         batch_size=batch_size, num_steps=num_steps, d_model=d_model, num_heads=num_heads, head_dim=head_dim,
         num_key_value_heads=num_key_value_heads,
     )  # fmt: skip
@@ -183,7 +184,7 @@ def matched_ffn_width(
     """
     new_num_heads = num_heads if new_num_heads is None else new_num_heads
     new_head_dim = head_dim if new_head_dim is None else new_head_dim
-    _check_sizes(
+    check_sizes(
         d_model=d_model, d_ff=d_ff, num_heads=num_heads, head_dim=head_dim, num_key_value_heads=num_key_value_heads,
         new_num_heads=new_num_heads, new_head_dim=new_head_dim, num_attention_layers=num_attention_layers,
         num_ffn_layers=num_ffn_layers, ffn_matrices=ffn_matrices,
@@ -216,7 +217,7 @@ def max_context_length(
     Raises:
         ValueError: a size below 1, an unknown way to shard, or sequences that the chips do not divide.
     """
-    _check_sizes(
+    check_sizes(
         num_chips=num_chips, batch_size=batch_size, num_hidden_layers=num_hidden_layers,
         num_key_value_heads=num_key_value_heads, head_dim=head_dim, bytes_per_element=bytes_per_element,
     )  # fmt: skip
@@ -236,12 +237,6 @@ def heads_and_sequences_on_chip(
     if batch_size % num_chips:
         raise ValueError(f"batch_size ({batch_size}) must be divisible by num_chips ({num_chips})")
     return num_key_value_heads, batch_size // num_chips
-
-
-def _check_sizes(**sizes: int) -> None:
-    for name, size in sizes.items():
-        if size < 1:
-            raise ValueError(f"{name} must be at least 1, got {size}")
 
 
 # -- what the video shows ----------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from internals_math.checks import check_sizes
 from internals_math.model_shapes import activation_bytes_per_layer, preset
 from internals_math.pipeline_schedule import (
     KINDS,
@@ -62,7 +63,7 @@ def tp_elements_per_layer(b: int, s: int, h: int, t: int) -> float:
     Raises:
         ValueError: a size below 1.
     """
-    _check_sizes(b=b, s=s, h=h, t=t)
+    check_sizes(b=b, s=s, h=h, t=t)
     return 4 * 2 * (t - 1) / t * b * s * h
 
 
@@ -72,7 +73,7 @@ def pp_elements_per_boundary(b: int, s: int, h: int) -> int:
     Raises:
         ValueError: a size below 1.
     """
-    _check_sizes(b=b, s=s, h=h)
+    check_sizes(b=b, s=s, h=h)
     return b * s * h
 
 
@@ -86,7 +87,7 @@ def all_reduce_time(num_bytes: float, t: int, alpha: float, beta: float) -> floa
     Raises:
         ValueError: t below 1, negative bytes or alpha, beta not above 0.
     """
-    _check_sizes(t=t)
+    check_sizes(t=t)
     if not (num_bytes >= 0 and alpha >= 0 and beta > 0):
         raise ValueError(f"bytes and alpha must be at least 0, beta above 0, got {num_bytes}, {alpha} and {beta}")
     return 2 * (t - 1) * alpha + 2 * (t - 1) / t * num_bytes / beta
@@ -103,7 +104,7 @@ def gpt_parameters(l: int, h: int, V: int, s: int) -> int:  # noqa: E741 - the p
     >>> gpt_parameters(96, 12288, 51200, 2048)
     174615822336
     """
-    _check_sizes(l=l, h=h, V=V, s=s)
+    check_sizes(l=l, h=h, V=V, s=s)
     return 12 * l * h**2 + 13 * l * h + (V + s) * h
 
 
@@ -115,7 +116,7 @@ def iteration_flops(B: int, s: int, l: int, h: int, V: int) -> float:  # noqa: E
     Raises:
         ValueError: a size below 1.
     """
-    _check_sizes(B=B, s=s, l=l, h=h, V=V)
+    check_sizes(B=B, s=s, l=l, h=h, V=V)
     return 96 * B * s * l * h**2 * (1 + s / (6 * h) + V / (16 * l * h))
 
 
@@ -128,12 +129,6 @@ def training_days(T: float, P: float, n: int, X: float) -> float:
     if not min(T, P, n, X) > 0:
         raise ValueError(f"T, P, n and X must be above 0, got {T}, {P}, {n} and {X}")
     return 8 * T * P / (n * X) / SECONDS_PER_DAY
-
-
-def _check_sizes(**sizes: int) -> None:
-    for name, size in sizes.items():
-        if size < 1:
-            raise ValueError(f"{name} must be at least 1, got {size}")
 
 
 # -- what the video shows ----------------------------------------------------------------------------------------------
