@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int, Integer, UInt8
 from torch import Tensor
 
 
@@ -140,7 +140,7 @@ def _blocks(values: Float[Tensor, " n"], block_size: int) -> Float[Tensor, "bloc
 # -- two codes in a byte -----------------------------------------------------------------------------------------------
 
 
-def pack_int4(codes: Int[Tensor, "*batch n"]) -> UInt8[Tensor, "*batch half"]:
+def pack_int4(codes: Integer[Tensor, "*batch n"]) -> UInt8[Tensor, "*batch half"]:
     """Put two 4-bit codes into each byte, the first one into the high half; an odd row ends with a half of zeros.
 
     >>> pack_int4(torch.tensor([1, 2, 15])).tolist()

@@ -128,7 +128,7 @@ E3 = torch.tensor([-1.0, 0.0, 1.0])
 @given(seeds, st.integers(1, 60), names)
 def test_codes_survive_their_bytes(seed, count, name):
     codes = quantize_blockwise(weights(seed, count), code_book(name)).codes
-    packed = pack_int4(codes.long())
+    packed = pack_int4(codes)
     assert len(packed) == math.ceil(count / 2)
     assert torch.equal(unpack_int4(packed, count), codes)
     assert int(packed[0]) >> 4 == int(codes[0])  # the first one is in the high half

@@ -59,7 +59,7 @@ def _packed_codes() -> float:
     """Largest difference of two packed bytes, bytes with a value at a boundary left out (fewer than 1 %)."""
     clear = ~_unclear().view(-1, 2).any(dim=1)
     assert clear.float().mean() > 0.99
-    return largest_difference(pack_int4(_ours().codes.long())[clear], _theirs().quantized_data[clear])
+    return largest_difference(pack_int4(_ours().codes)[clear], _theirs().quantized_data[clear])
 
 
 def _values() -> float:
