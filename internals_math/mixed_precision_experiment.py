@@ -285,18 +285,12 @@ def gradient_fields(config: Config) -> dict[str, Any]:
         "report_bf16": range_report(activations, BF16),
         "report_early": range_report(early.all_activations(), FP16),
         "safe_scale_log2": round(math.log2(max_power_of_two_scale([activations, weights], FP16))),
-        "act_name": short_name(SHOWN),
+        "act_name": tiny_lm.short_name(SHOWN),
         "act_tokens": tiny_lm.tokens(found.ids[tale, :rows]),
         "act_grad": crop,
         "act_grad_fp16": round_to_format(crop, FP16),
         "act_grad_scaled": round_to_format(crop * scale, FP16) / scale,
     }
-
-
-def short_name(name: str) -> str:
-    """Return `layer 1 k_proj` for `model.layers.1.self_attn.k_proj.weight`."""
-    parts = name.split(".")
-    return f"layer {parts[2]} {parts[4]}"
 
 
 # -- sums and updates --------------------------------------------------------------------------------------------------
@@ -326,7 +320,7 @@ class Window:
 def window(config: Config) -> Window:
     """Return an empty window late in the run, where updates are small."""
     model = tiny_lm.load(TRAINED)
-    names = [name for name, weight in model.named_parameters() if ".layers." in name and weight.ndim == 2]
+    names = list(tiny_lm.block_matrices(model))
     return Window(min(round(WINDOW_START * config.train_steps), config.train_steps - UPDATES), names, [])
 
 
@@ -352,7 +346,7 @@ def update_fields(seen: Window) -> dict[str, Any]:
     low, high = float(paths[FP32].min()), float(paths[FP32].max())
     half = {fmt: float(ulp(start, fmt)) / 2 for fmt in (FP16, BF16)}
     return {
-        "update_name": f"{short_name(name)}, row {row}, column {column}",
+        "update_name": f"{tiny_lm.short_name(name)}, row {row}, column {column}",
         "update_step": seen.start,
         "update_w": float(start),
         "update_delta": deltas,

@@ -31,7 +31,7 @@ from internals_math.model_compression import (
     sparsity,
     wanda_mask,
 )
-from internals_math.quantization_experiment import block_matrices, linear_inputs, short_name
+from internals_math.quantization_experiment import block_matrices, linear_inputs
 from internals_math.tiny_lm.training import fine_tuning_recipe
 
 MATRIX = "model.layers.1.self_attn.v_proj.weight"
@@ -120,7 +120,7 @@ def sweep(config: Config) -> dict[str, Any]:
         "knee_index": knees,
         "knee_sparsity": {method: AXIS[index] for method, index in knees.items()},
         "knee_loss": {method: float(losses[method][index]) for method, index in knees.items()},
-        "layer_names": tuple(short_name(name) for name in global_masks),
+        "layer_names": tuple(tiny_lm.short_name(name) for name in global_masks),
         "layer_sparsity_global": torch.tensor([sparsity(mask) for mask in global_masks.values()]),
     }
 
@@ -132,7 +132,7 @@ def one_matrix() -> dict[str, Any]:
     masks = torch.stack([magnitude_mask(weight, share) for share in AXIS])
     edge = float(weight.abs().max())
     return {
-        "matrix": short_name(MATRIX),
+        "matrix": tiny_lm.short_name(MATRIX),
         "W": weight,
         "prune_order": order.argsort().view(weight.shape),
         "threshold_at": torch.stack([apply_mask(weight, ~mask).abs().max() for mask in masks]),
@@ -167,7 +167,7 @@ def one_row() -> dict[str, Any]:
     even = torch.linspace(0, len(others) - 1, SHOWN - len(swap)).round().long()
     shown = torch.tensor(sorted([*swap, *(others[int(j)] for j in even)]))
     return {
-        "row_matrix": short_name(ROW_MATRIX),
+        "row_matrix": tiny_lm.short_name(ROW_MATRIX),
         "row_index": row,
         "row_sparsity": ROW_SPARSITY,
         "row_inputs": shown,
@@ -244,7 +244,7 @@ def prune_and_finetune(config: Config) -> PruneRun:
     One event is one-shot pruning: everything goes before the first step. All runs take the same number of steps.
     """
     model = tiny_lm.copy_of(tiny_lm.load("base"))
-    pruned = MaskedWeights({name: dict(model.named_parameters())[name] for name in block_matrices()})
+    pruned = MaskedWeights(tiny_lm.block_matrices(model))
     n, total = config.prune_events, config.finetune_steps
     shares = [cubic_sparsity(k + 1, 0, n, 1, 0.0, config.sparsity) for k in range(n)]
     events = event_steps(config)

@@ -45,7 +45,6 @@ from internals_math.model_merging import (
     trim,
     unflatten,
 )
-from internals_math.quantization_experiment import short_name
 from internals_math.tiny_lm.vocabulary import PAD
 
 MATRIX = "model.layers.1.self_attn.q_proj.weight"
@@ -132,7 +131,7 @@ def arrows(config: Config, family: Family) -> dict[str, Any]:
     counts = [torch.histogram(tau, bins=BINS, range=(-limit, limit)).hist for tau in taus]
     base_norm = flatten(family.base)[0].norm()
     return {
-        "crop_matrix": short_name(MATRIX),
+        "crop_matrix": tiny_lm.short_name(MATRIX),
         "base_crop": crop(family.base[MATRIX]),
         "expert_crop": torch.stack([crop(expert[MATRIX]) for expert in family.experts]),
         "tau_crop": shown(taus),

@@ -30,7 +30,7 @@ from internals_math.qlora import (
     quantize_blockwise,
 )
 from internals_math.quantization import mse
-from internals_math.quantization_experiment import block_matrices, short_name, weights
+from internals_math.quantization_experiment import block_matrices, weights
 
 LEARNING_RATE = 1e-2
 BASE_TEXTS = 200  # held-out documents
@@ -67,7 +67,7 @@ def one_matrix(config: Config) -> dict[str, Any]:
     block = slice(config.block_size)
     values, codes = weight.flatten()[block], exact.codes[block].long()
     return {
-        "matrix": short_name(name),
+        "matrix": tiny_lm.short_name(name),
         "weight": weight,
         "codes": exact.codes.view(weight.shape).long(),
         "dequantized": dequantized,
@@ -147,7 +147,7 @@ def fine_tuning(config: Config) -> dict[str, Any]:
             learning_rate=LEARNING_RATE,
             seed=config.seed,
             watched=shown_name(config),
-            names=block_matrices(),
+            names=list(block_matrices()),
             base=base,
             title=f"{NEAR}: adapters beside {'float32' if base is None else 'decoded 4-bit'} weights",
         )

@@ -55,15 +55,10 @@ def weights() -> dict[str, Tensor]:
     return dict(tiny_lm.load("base").state_dict())
 
 
-def block_matrices() -> list[str]:
-    """Return the names of all linear weights: attention and feed-forward of every layer."""
-    return [name for name, weight in weights().items() if ".layers." in name and weight.ndim == 2]
-
-
-def short_name(name: str) -> str:
-    """Return `layer 1 k_proj` for `model.layers.1.self_attn.k_proj.weight`."""
-    parts = name.split(".")
-    return f"layer {parts[2]} {parts[4]}"
+@cache
+def block_matrices() -> tuple[str, ...]:
+    """Return the names of all linear weights of the tiny LM."""
+    return tuple(tiny_lm.block_matrices(tiny_lm.load("base")))
 
 
 def zero_bits(config: Config, bits: int) -> int:
@@ -90,7 +85,7 @@ def number_line(config: Config) -> dict[str, Any]:
     chosen = config.bits
     step = float(grids[chosen].scale)
     return {
-        "matrix": short_name(MATRIX),
+        "matrix": tiny_lm.short_name(MATRIX),
         "w_row": row,
         "grid": grids[chosen].levels()[0],
         "q_row": codes[chosen],
@@ -141,7 +136,7 @@ def code_books() -> dict[str, Any]:
     """Return a matrix in blocks of 64 on 15 even levels and on the 16 of NF4."""
     weight = weights()[HISTOGRAM]
     books = {"nf4": normal_float_codebook().float(), "int4": torch.arange(-7, 8) / 7}
-    found: dict[str, Any] = {"hist_matrix": short_name(HISTOGRAM)}
+    found: dict[str, Any] = {"hist_matrix": tiny_lm.short_name(HISTOGRAM)}
     for name, book in books.items():
         indices, absmax = quantize_codebook(weight, book, BLOCK)
         counts = torch.bincount(indices, minlength=len(book))
@@ -346,7 +341,7 @@ def whole_model(config: Config) -> dict[str, Any]:
     loss_fp32 = tiny_lm.evaluate(base, corpus)
     plain, improved = (torch.tensor(column) for column in zip(*errors.values(), strict=True))
     return {
-        "layer_names": tuple(short_name(name) for name in errors),
+        "layer_names": tuple(tiny_lm.short_name(name) for name in errors),
         "layer_err_rtn": plain,
         "layer_err_gptq": improved,
         "layers_improved": int((improved < plain).sum()),

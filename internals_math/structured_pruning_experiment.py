@@ -23,7 +23,6 @@ from internals_math.pruning_scores import (
     predicted_delta,
     rank_correlation,
 )
-from internals_math.quantization_experiment import block_matrices, short_name
 from internals_math.rope import rope_cos_sin
 from internals_math.structured_pruning import (
     Config,
@@ -99,7 +98,7 @@ def zeros_that_cost() -> dict[str, Any]:
     scattered, sliced = magnitude_mask(crop, 0.5), row_mask(crop, 0.5).contiguous()
     rows = sliced.any(dim=1)
     return {
-        "crop_matrix": short_name(CROP_MATRIX),
+        "crop_matrix": tiny_lm.short_name(CROP_MATRIX),
         "crop": crop,
         "scattered": scattered,
         "sliced": sliced,
@@ -409,7 +408,7 @@ def frontier(config: Config, scores: Scores, turned: dict[str, Any]) -> dict[str
         shape = PrunedShape.of(model)
         params, flops = count_params(shape), flops_per_token(shape, FLOPS_CONTEXT)
         if cut.is_nm:
-            weights = {name: dict(model.named_parameters())[name] for name in block_matrices()}
+            weights = tiny_lm.block_matrices(model)
             masked = MaskedWeights(weights)
             masked.masks = {name: nm_mask(weight.detach()) for name, weight in weights.items()}
             masked.apply()

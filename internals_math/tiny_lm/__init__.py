@@ -36,7 +36,7 @@ from internals_math.tiny_lm.fact_book import FactBook, fact_book
 from internals_math.tiny_lm.generation import generate, next_token_logits
 from internals_math.tiny_lm.heads import SKILLS, FoundHead, find_head, find_heads, head_ablation, head_scores
 from internals_math.tiny_lm.layers import ModelConfig, rms_norm, swiglu
-from internals_math.tiny_lm.model import RECORDS, TinyLM, forward
+from internals_math.tiny_lm.model import RECORDS, TinyLM, block_matrices, forward, short_name
 from internals_math.tiny_lm.training import (
     Recipe,
     continue_training,
@@ -59,11 +59,11 @@ from internals_math.tiny_lm.walks import answer_labels, walk_accuracy, walk_corp
 
 __all__ = [
     "BOS", "DIALECTS", "EOS", "KINDS", "PAD", "PROMPT", "RECORDS", "SKILLS", "VARIANTS", "VOCAB_SIZE", "Corpus",
-    "FactBook", "FoundHead", "ModelConfig", "Recipe", "TinyLM", "Variant", "answer_labels", "cache_folder",
-    "committed_names", "committed_path", "continue_training", "copy_of", "encode", "entropy_floor", "evaluate",
-    "fact_book", "file_hash", "find_head", "find_heads", "fine_tune", "forward", "generate", "get_variant",
-    "head_ablation", "head_scores", "held_out", "held_out_kind", "load", "long_text", "make_corpus",
+    "FactBook", "FoundHead", "ModelConfig", "Recipe", "TinyLM", "Variant", "answer_labels", "block_matrices",
+    "cache_folder", "committed_names", "committed_path", "continue_training", "copy_of", "encode", "entropy_floor",
+    "evaluate", "fact_book", "file_hash", "find_head", "find_heads", "fine_tune", "forward", "generate",
+    "get_variant", "head_ablation", "head_scores", "held_out", "held_out_kind", "load", "long_text", "make_corpus",
     "next_token_logits", "one_thread", "pool_key_value_heads", "read_checkpoint", "read_facts", "rms_norm",
-    "save_checkpoint", "story", "swiglu", "token_losses", "tokens", "train", "train_variant", "training_corpus",
-    "true_next_probs", "walk_accuracy", "walk_corpus",
+    "save_checkpoint", "short_name", "story", "swiglu", "token_losses", "tokens", "train", "train_variant",
+    "training_corpus", "true_next_probs", "walk_accuracy", "walk_corpus",
 ]  # fmt: skip

@@ -256,6 +256,17 @@ def forward(model: TinyLM, state: Mapping[str, Tensor], input_ids: Tensor | None
     return torch.func.functional_call(model, dict(state), (input_ids,), arguments)
 
 
+def block_matrices(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return all linear weights by their names: attention and feed-forward of every layer."""
+    return {name: weight for name, weight in model.named_parameters() if ".layers." in name and weight.ndim == 2}
+
+
+def short_name(name: str) -> str:
+    """Return `layer 1 k_proj` for `model.layers.1.self_attn.k_proj.weight`."""
+    parts = name.split(".")
+    return f"layer {parts[2]} {parts[4]}"
+
+
 @dataclass
 class _Call:
     """What all layers of one forward call share, and what they keep for the caller."""

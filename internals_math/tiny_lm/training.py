@@ -19,7 +19,7 @@ from torch import Tensor
 
 from internals_math.next_token import IGNORE, next_token_loss, target_surprisal
 from internals_math.tiny_lm.datasets import Corpus, training_corpus
-from internals_math.tiny_lm.model import TinyLM
+from internals_math.tiny_lm.model import TinyLM, block_matrices
 from internals_math.tiny_lm.vocabulary import PAD
 
 OnStep = Callable[[int, int, float], None]  # (steps done, steps in all, loss of the last step)
@@ -152,10 +152,10 @@ def plain_loss(model: TinyLM, ids: Int[Tensor, "B T"], labels: Int[Tensor, "B T"
 
 def make_optimizers(model: torch.nn.Module, recipe: Recipe) -> list[torch.optim.Optimizer]:
     """Return Muon for the block matrices (if the recipe has a rate for it) and AdamW for the rest."""
-    named = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
-    matrices = [weight for name, weight in named if recipe.muon_lr > 0 and weight.ndim == 2 and ".layers." in name]
-    chosen = {id(weight) for weight in matrices}
-    others = [weight for _, weight in named if id(weight) not in chosen]
+    trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    chosen = block_matrices(model).keys() & trained.keys() if recipe.muon_lr > 0 else set()
+    matrices = [weight for name, weight in trained.items() if name in chosen]
+    others = [weight for name, weight in trained.items() if name not in chosen]
     optimizers: list[torch.optim.Optimizer] = []
     if matrices:
         optimizers.append(Muon(matrices, lr=recipe.muon_lr))
