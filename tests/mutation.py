@@ -1,6 +1,7 @@
 """Break the formulas of the core, one at a time, and see whether its tests notice.
 
-    python -m tests.mutation [MODULE…] [--most N] [--seed 0] [--thorough] [--json | --markdown]
+    python -m tests.mutation [MODULE…] [--most N] [--seed 0] [--thorough] [--json]
+    python -m tests.mutation --page RESULT.json…
 
 A mutant is one changed expression of a function's body. It is tested in a fork of this process, which has imported
 torch and pytest but nothing of the core, so that every importer sees the mutant. Nothing on disk is changed.
@@ -36,16 +37,12 @@ PRELOADED = (
 )
 GRACE_SECONDS = 10  # beyond three times the time of the untouched module, before a mutant counts as run away
 
-# Modules that are parts of a topic are tested in the topic's file.
+# Modules that are parts of a topic are tested in the topic's file, and so is each `<topic>_experiment`.
 TESTED_IN = {
-    "attention_experiment": "attention",
     "attention_patterns": "attention",
+    "chinchilla_runs": "chinchilla",
     "flash_attention_io": "flash_attention",
-    "gpt_pretraining_experiment": "gpt_pretraining",
-    "grpo_experiment": "grpo",
-    "ppo_experiment": "ppo",
     "float_formats": "mixed_precision",
-    "multi_latent_attention_experiment": "multi_latent_attention",
     "next_token": "gpt_pretraining",
     "normal_float": "quantization",
     "paged_blocks": "paged_attention",
@@ -61,7 +58,6 @@ TESTED_IN = {
     "tensor_parallel": "tensor_pipeline_parallelism",
     "weight_storage": "model_compression",
     "zero_trainer": "zero",
-    "weight_initialization_experiment": "weight_initialization",
 }
 
 SWAPPED_OPERATORS: dict[type[ast.operator], type[ast.operator]] = {
@@ -111,6 +107,7 @@ class Result:
     killed: int = 0
     timeouts: int = 0  # counted as killed
     left_out: int = 0  # tests too slow to run for every mutant
+    thorough: bool = False  # whether survivors met these too, and traces of their own
     survivors: list[str] = field(default_factory=list)
 
     @property
@@ -312,9 +309,14 @@ def _replace(file: Path, source: bytes) -> None:
     importlib.machinery.SourceFileLoader.get_data = get_data
 
 
+def topic_of(module: str) -> str:
+    """Return the topic, or shared part, whose tests are also those of this module."""
+    return TESTED_IN.get(module, module.removesuffix("_experiment"))
+
+
 def core_target(module: str) -> Target:
     """Return a module of the core with its own tests and its rows of the oracles and published numbers."""
-    topic = TESTED_IN.get(module, module)
+    topic = topic_of(module)
     file, test = ROOT / "internals_math" / f"{module}.py", ROOT / "tests" / "internals_math" / f"test_{topic}.py"
     for path in (file, test):
         if not path.is_file():
@@ -346,7 +348,8 @@ def prove(target: Target, most: int, seed: int, *, thorough: bool = False) -> Re
     if cost.state != "passed":
         raise ValueError(f"{target.name}: the tests must pass before they can notice a mutant; they {cost.state}")
     timeout = GRACE_SECONDS + int(3 * cost.cpu_seconds)
-    result = Result(target.name.rsplit(".", 1)[-1], left_out=sum(s > SLOW_SECONDS for s in untouched.seconds.values()))
+    slow = sum(seconds > SLOW_SECONDS for seconds in untouched.seconds.values())
+    result = Result(target.name.rsplit(".", 1)[-1], left_out=slow, thorough=thorough)
     every = mutants(source)
     chosen = sorted(random.Random(seed).sample(range(len(every)), min(most, len(every))))
     whole: Run | None = None
@@ -368,45 +371,78 @@ def prove(target: Target, most: int, seed: int, *, thorough: bool = False) -> Re
     return result
 
 
-def markdown(results: list[Result], most: int, seed: int, *, thorough: bool) -> str:
+def markdown(results: list[Result], seed: int) -> str:
     """Return the page of the documentation."""
-    rows = [f"| {r.module} | {r.mutants} | {r.killed} | {r.rate:.0%} | {r.left_out} |" for r in results]
+    results = sorted(results, key=lambda r: r.module)
+    rows = [
+        f"| {r.module} | {r.mutants} | {r.killed} | {r.rate:.0%} | {r.left_out} | {'yes' if r.thorough else 'no'} |"
+        for r in results
+    ]
+    whole = Result("all", sum(r.mutants for r in results), sum(r.killed for r in results))
     survivors = [f"- `{line}`" for r in results for line in r.survivors]
-    modules = " ".join(r.module for r in results)
     return "\n".join([
         "# Do the tests notice a wrong formula?",
         "",
         "Each mutant is a module of the core with one wrong expression: a sign, an axis, a scale, an index off by one, "
-        f"a missing mask. At most {most} per module, drawn with seed {seed}; killed means that a test failed (or, for "
-        f"a mutant that ran away, the time ran out). Tests that take over {SLOW_SECONDS:g} s are left out of the runs, "
-        "and committed traces are read as they are"
-        + ("; what survives is tested again with all tests, on traces that it has computed itself." if thorough else
-           ", so that the full suite notices at least as much."),
+        f"a missing mask. Mutants are drawn with seed {seed}; killed means that a test failed (or, for a mutant that "
+        f"ran away, the time ran out). Tests that take over {SLOW_SECONDS:g} s are left out of the runs, and committed "
+        "traces are read as they are. Where the last column says yes, what survived was tested again with all tests, "
+        "on traces that it had computed itself; elsewhere the full suite notices at least as much.",
         "",
-        "| module | mutants | killed | rate | tests left out |",
-        "|---|--:|--:|--:|--:|",
+        "| module | mutants | killed | rate | tests left out | survivors tested again |",
+        "|---|--:|--:|--:|--:|---|",
         *rows,
+        f"| **all** | {whole.mutants} | {whole.killed} | {whole.rate:.0%} | | |",
         "",
         "What survived, some of it equal to the original in effect:",
         "",
         *(survivors or ["nothing"]),
         "",
-        f"To renew this page: `python -m tests.mutation {modules} --most {most} --seed {seed}"
-        f"{' --thorough' if thorough else ''} --markdown > docs/mutation.md`.",
+        "To renew a row: `python -m tests.mutation MODULE [--thorough] --json > FOLDER/MODULE.json`, then "
+        "`python -m tests.mutation --page FOLDER/*.json > docs/mutation.md`.",
     ])  # fmt: skip
+
+
+def page(files: list[Path]) -> str:
+    """Return the page of results that were kept as JSON.
+
+    Raises:
+        ValueError: a file is no result, or its mutants were drawn with another seed than the first one's.
+    """
+    results, seeds = [], {}
+    for file in files:
+        try:
+            kept = json.loads(file.read_text())
+            seeds[file.name] = kept["seed"]
+            results += [Result(**result) for result in kept["results"]]
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise ValueError(f"{file} holds no results of this tool: {error!r}") from error
+    if len(set(seeds.values())) > 1:
+        raise ValueError(f"results of one page must be drawn with one seed, got {seeds}")
+    return markdown(results, next(iter(seeds.values())))
 
 
 def main() -> None:
     """Parse, prove, print."""
     parser = argparse.ArgumentParser(prog="python -m tests.mutation", description="Break the core, watch its tests.")
-    parser.add_argument("modules", nargs="*", metavar="MODULE", help="of internals_math; all with tests if none")
+    parser.add_argument(
+        "modules", nargs="*", metavar="MODULE", help="of internals_math (all with tests if none), or with --page a file"
+    )
     parser.add_argument("--most", type=int, default=25, help="mutants per module (default 25)")
     parser.add_argument("--seed", type=int, default=0, help="of the choice among more (default 0)")
     parser.add_argument("--thorough", action="store_true", help="test survivors with slow tests and fresh traces too")
     form = parser.add_mutually_exclusive_group()
-    form.add_argument("--json", action="store_true")
-    form.add_argument("--markdown", action="store_true")
+    form.add_argument("--json", action="store_true", help="print what --page reads")
+    form.add_argument("--page", action="store_true", help="print the Markdown page of results kept as JSON")
     chosen = parser.parse_args()
+    if chosen.page:
+        if not chosen.modules:
+            parser.error("--page needs the JSON files of some results")
+        try:
+            print(page([Path(file) for file in chosen.modules]))
+        except ValueError as error:
+            parser.error(str(error))
+        return
     if chosen.most < 1:
         parser.error(f"--most must be at least 1, got {chosen.most}")
     try:
@@ -430,9 +466,8 @@ def main() -> None:
             file=sys.stderr,
         )
     if chosen.json:
-        print(json.dumps([asdict(result) | {"rate": result.rate} for result in results], indent=2))
-    elif chosen.markdown:
-        print(markdown(results, chosen.most, chosen.seed, thorough=chosen.thorough))
+        kept = {"seed": chosen.seed, "results": [asdict(result) for result in results]}
+        print(json.dumps(kept, indent=2))
     else:
         for result in results:
             print(f"{result.module:32} {result.killed:3} / {result.mutants:<3} {result.rate:4.0%}")
@@ -442,7 +477,7 @@ def main() -> None:
 def _tested_modules() -> list[str]:
     names = sorted(path.stem for path in (ROOT / "internals_math").glob("*.py"))
     tests = ROOT / "tests" / "internals_math"
-    return [name for name in names if (tests / f"test_{TESTED_IN.get(name, name)}.py").is_file()]
+    return [name for name in names if (tests / f"test_{topic_of(name)}.py").is_file()]
 
 
 if __name__ == "__main__":

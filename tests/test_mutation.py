@@ -1,8 +1,11 @@
 """The mutants are what they should be, and the tool tells a test that notices from one that does not."""
 
+import json
+from dataclasses import asdict
+
 import pytest
 
-from tests.mutation import Target, core_target, mutants, prove
+from tests.mutation import Result, Target, core_target, mutants, page, prove, topic_of
 
 TOY = '''
 """Adds 1 + 1."""
@@ -112,3 +115,37 @@ def test_rows_of_the_tables_count_as_tests(tmp_path):
 def test_an_unknown_module_is_refused_by_name():
     with pytest.raises(ValueError, match="no internals_math/atention.py for module 'atention'"):
         core_target("atention")
+
+
+def test_parts_of_a_topic_are_tested_with_the_topic():
+    assert [topic_of(name) for name in ("rope", "lora_experiment", "normal_float")] == ["rope", "lora", "quantization"]
+
+
+def kept(folder, module, killed, *, seed=0, thorough=False):
+    survivors = [f"{module}.py:{line}  1 → 2" for line in range(10 - killed)]
+    result = Result(module, 10, killed, timeouts=1, left_out=2, thorough=thorough, survivors=survivors)
+    path = folder / f"{module}.json"
+    path.write_text(json.dumps({"seed": seed, "results": [asdict(result)]}))
+    return path
+
+
+def test_a_page_joins_the_results_of_several_runs(tmp_path):
+    text = page([kept(tmp_path, "rope", 9, thorough=True), kept(tmp_path, "lora", 10)])
+    rows = [line for line in text.splitlines() if line.startswith(("| lora", "| rope", "| **all**"))]
+    assert rows == [
+        "| lora | 10 | 10 | 100% | 2 | no |",
+        "| rope | 10 | 9 | 90% | 2 | yes |",
+        "| **all** | 20 | 19 | 95% | | |",
+    ]
+    assert "- `rope.py:0  1 → 2`" in text
+
+
+def test_results_of_other_draws_do_not_share_a_page(tmp_path):
+    with pytest.raises(ValueError, match="must be drawn with one seed, got .*'lora.json': 1"):
+        page([kept(tmp_path, "rope", 9), kept(tmp_path, "lora", 10, seed=1)])
+
+
+def test_a_page_says_which_file_holds_no_results(tmp_path):
+    (tmp_path / "other.json").write_text("[]")
+    with pytest.raises(ValueError, match="other.json holds no results of this tool"):
+        page([tmp_path / "other.json"])
