@@ -403,6 +403,44 @@ def test_every_picture_of_the_trace_follows_from_the_one_before(trace):
     torch.testing.assert_close(trace.key_angle, degrees, atol=1e-3, rtol=0)
 
 
+def test_the_measures_of_the_heads_are_taken_where_they_are_shown(trace):
+    ids, place = torch.tensor(tiny_lm.encode(trace.config.prompt)), trace.query_position
+    torch.testing.assert_close(trace.x @ trace.w_k.T, trace.k)
+    turn = rope_cos_sin(torch.arange(len(ids)), tiny_lm.load("base_seed1").inv_freq().float())
+    torch.testing.assert_close(apply_rotary(trace.k, *turn), trace.k_rot)
+    bits = -torch.xlogy(trace.all_weights, trace.all_weights).sum(dim=-1) / math.log(2)
+    torch.testing.assert_close(trace.entropy, bits, atol=1e-5, rtol=0)
+    torch.testing.assert_close(trace.effective_words, 2 ** bits[trace.layer, :, place])
+    assert trace.even_position == int(bits[trace.layer, trace.head].argmax())
+    rows = trace.all_weights[trace.layer, :, place]
+    torch.testing.assert_close(trace.strongest_weight, rows.amax(dim=1))
+    assert trace.strongest_token == tuple(trace.tokens[int(row.argmax())] for row in rows)
+    for key in range(trace.num_visible):
+        assert float(trace.partial_weights[key]) == pytest.approx(float(trace.weights[place, : key + 1].sum()))
+    for layer, head in ((0, 1), (2, 3)):
+        shares = classify_head(trace.all_weights[layer, head], ids)
+        assert trace.head_class[layer, head].tolist() == pytest.approx([shares[name] for name in HEAD_CLASSES])
+    residual = seen_by_the_model(trace.config.prompt)[1]["residual"]
+    torch.testing.assert_close(trace.residual_before, residual[trace.layer, 0, place])
+    assert trace.query_plane.tolist() == pytest.approx([float(trace.q_rot[place].norm()), 0])
+
+
+def test_the_loss_without_the_scale_is_that_of_queries_that_are_as_much_longer(trace):
+    longer = tiny_lm.copy_of(tiny_lm.load("base_seed1")).requires_grad_(False)
+    for layer in longer.model.layers:
+        layer.self_attn.q_proj.weight *= math.sqrt(trace.head_dim)
+    loss = tiny_lm.evaluate(longer, tiny_lm.held_out(trace.documents))
+    assert trace.loss_unscaled == pytest.approx(loss, abs=1e-5)
+
+
+def test_the_random_example_grows_component_by_component(trace):
+    luck = torch.Generator().manual_seed(trace.config.seed)
+    query, keys = torch.randn(512, generator=luck), torch.randn(16, 512, generator=luck)
+    for row, width in enumerate(trace.dk_grid.tolist()):
+        products = keys[:, :width] @ query[:width]
+        torch.testing.assert_close(trace.example_scores_raw[row], products, atol=1e-3, rtol=1e-4)
+
+
 def test_without_the_scale_the_model_gets_much_worse_and_some_heads_matter_far_more_than_others(trace):
     assert trace.loss_unscaled > trace.loss_base + 0.2
     ablated = trace.loss_head_ablated.flatten().sort().values

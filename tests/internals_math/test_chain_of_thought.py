@@ -374,6 +374,75 @@ def test_a_corrupted_chain_goes_on_from_the_wrong_cup_by_the_rules():
     assert (states[:, -1] != game.answers).all()  # permutations never bring two cups together
 
 
+def test_rates_tell_a_chain_that_follows_its_wrong_state_from_one_that_ignores_it(model, monkeypatch):
+    config, game = Config(), experiment.example_game(Config())
+
+    def follow(_, games, forced):
+        ((step, wrong),) = forced.items()
+        return experiment.corrupted_states(games, step, wrong), None
+
+    def ignore(_, games, forced):
+        return encode_chain(games), None
+
+    for write, following, recovered in ((follow, 1, 0), (ignore, 0, 1)):
+        monkeypatch.setattr(experiment, "write", write)
+        rates = experiment.interfere(config, model, game)
+        assert (rates["following_rate"], rates["recovered_rate"]) == (following, recovered)
+
+
+def test_the_first_1_3_5_chains_of_every_game_vote(model, monkeypatch):
+    config = Config(votes=5, max_swaps=4, example_length=4)
+    drawn = torch.randint(5, (experiment.VOTE_GAMES * 5, 4), generator=seeded(8))
+
+    def write(_, games, temperature=0.0, generator=None):
+        return (drawn if temperature else encode_chain(games)), None  # without sampling always right
+
+    monkeypatch.setattr(experiment, "write", write)
+    values = experiment.vote(config, model)
+    truth = experiment.held_out_games(config, 4, experiment.VOTE_GAMES).answers.tolist()
+    ends = drawn[:, -1].view(-1, 5).tolist()
+    for row, m in enumerate((1, 3, 5)):
+        # max takes the first of equally frequent answers in the order in which they were given
+        right = [max(votes[:m], key=votes[:m].count) == answer for votes, answer in zip(ends, truth, strict=True)]
+        assert float(values["vote_accuracy"][row]) == pytest.approx(sum(right) / len(right))
+    single = [vote == answer for votes, answer in zip(ends, truth, strict=True) for vote in votes]
+    assert values["vote_single_accuracy"] == pytest.approx(sum(single) / len(single))
+    assert values["vote_greedy_accuracy"] == 1
+    shown = next(k for k, (votes, answer) in enumerate(zip(ends, truth, strict=True)) if votes[0] != answer == max(
+        votes, key=votes.count
+    ))  # fmt: skip
+    assert values["vote_answers"].tolist() == ends[shown]
+    assert values["vote_truth"][-1] == values["vote_winner"] == truth[shown]
+
+
+def test_accuracy_is_that_of_the_games_of_each_length(model, monkeypatch):
+    config = Config(max_swaps=4, example_length=4)
+
+    def answers(run, _, game):  # right only after two swaps
+        return torch.where(game.lengths == 2, game.answers, (game.answers + 1) % 5)
+
+    monkeypatch.setattr(experiment, "answers", answers)
+    assert experiment.accuracy("direct", model, config).tolist() == [0, 1, 0, 0]
+
+
+def test_attention_is_averaged_over_heads_games_and_steps_in_the_layer_that_looks_most_at_its_swap():
+    chain, slots = experiment.game_model(Config(), 2).requires_grad_(False), 4
+    game = make_shell_game(1, 5, slots, generator=seeded(3), length=slots)
+    found = experiment.look(chain, game)
+    luck = seeded(experiment.HELD_OUT_SEED)
+    others = make_shell_game(experiment.GAMES_PER_LENGTH, 5, slots, generator=luck, length=slots)
+    written, _ = generate_chain(chain, encode_question(others), slots, state_ids=CUPS)
+    _, record = chain(torch.cat([encode_question(others), written[:, :-1]], dim=1), record=("weights",))
+    # the query of step t stands at slots + t; its swap at t, the state before it at its own place
+    swap, last = (
+        sum(record["weights"][..., slots + t, key + t].mean(dim=(1, 2)) for t in range(slots)) / slots
+        for key in (0, slots)
+    )
+    assert found["attention_layer"] == int(swap.argmax())
+    expected = torch.stack([swap, last], dim=1)[found["attention_layer"]]
+    torch.testing.assert_close(found["attention_share_mean"], expected)
+
+
 @pytest.fixture(scope="module")
 def quick():
     """The whole trace of the smallest game and the shortest training."""

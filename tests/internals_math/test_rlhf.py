@@ -488,6 +488,12 @@ def test_scattered_answers_are_those_of_the_imitator_or_of_all_alike(small_run, 
     ):
         assert pairs.issuperset(zip(gold.tolist(), proxy.tolist(), strict=True))
         assert float(gold.mean()) == pytest.approx(worth(policy, small_run.gold), abs=4 * float(gold.std()) / 200**0.5)
+    level = float((small_trace.proxy_rewards - small_trace.gold_rewards).mean())
+    assert small_trace.diagonal_level == pytest.approx(level)
+    above = small_trace.far_proxy_rewards - small_trace.far_gold_rewards - level
+    assert small_trace.far_overrated.tolist() == (above > 1).tolist()
+    by_hand = torch.corrcoef(torch.stack([small_trace.far_gold_rewards, small_trace.far_proxy_rewards]))[0, 1]
+    assert small_trace.far_correlation == pytest.approx(float(by_hand))
 
 
 def test_comparisons_of_shown_answers_are_those_that_the_labeler_made(small_run, small_trace):
@@ -502,6 +508,10 @@ def test_comparisons_of_shown_answers_are_those_that_the_labeler_made(small_run,
     winners = torch.where(seen.winner == 1, seen.place_1, seen.place_2).tolist()
     losers = torch.where(seen.winner == 1, seen.place_2, seen.place_1).tolist()
     assert list(zip(winners, losers, strict=True)) == met != []
+    gap = small_trace.shown_gold[seen.place_1] - small_trace.shown_gold[seen.place_2]
+    torch.testing.assert_close(seen.gold_gap, gap)
+    torch.testing.assert_close(seen.probability, torch.sigmoid(gap))
+    assert seen.surprising.tolist() == (torch.where(seen.winner == 1, gap, -gap) < 0).tolist()
 
 
 def test_the_ceiling_is_that_of_the_held_out_comparisons(small_run, small_trace):
