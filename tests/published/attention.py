@@ -37,6 +37,7 @@ ROWS = (
     Published("variance of q · k, d_k = 64", _variance(1), 64, 0.05, FOOTNOTE),
     Published("variance of q · k, d_k = 512", _variance(2), 512, 0.05, FOOTNOTE),
     Published("bits of a scaled row, d_k = 8", _entropy("scaled", 0), 3.41, 0.009, MONTE_CARLO),
+    Published("bits of a scaled row, d_k = 64", _entropy("scaled", 1), 3.41, 0.009, MONTE_CARLO),
     Published("bits of a scaled row, d_k = 512", _entropy("scaled", 2), 3.41, 0.009, MONTE_CARLO),
     Published("bits without the scale, d_k = 8", _entropy("raw", 0), 1.87, 0.027, MONTE_CARLO),
     Published("bits without the scale, d_k = 64", _entropy("raw", 1), 0.60, 0.083, MONTE_CARLO),

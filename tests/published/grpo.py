@@ -65,8 +65,14 @@ ROWS = (
     ),
     Published("token of a short answer, grpo", _token("grpo", 0), 0.25, 1e-4, f"{GRPO}, eq. 3"),
     Published("token of a long answer, grpo", _token("grpo", 1), 0.125, 1e-4, f"{GRPO}, eq. 3"),
-    Published("token of any answer, dapo", _token("dapo", 0), 0.1667, 1e-3, f"{DAPO}, eq. 8"),
-    Published("token of any answer, dr_grpo", _token("dr_grpo", 1), 0.0625, 1e-4, f"{DR}, section 3.2"),
+    *(
+        Published(f"token of a {length} answer, {kind}", _token(kind, answer), value, tolerance, source)
+        for kind, value, tolerance, source in (
+            ("dapo", 0.1667, 1e-3, f"{DAPO}, eq. 8"),
+            ("dr_grpo", 0.0625, 1e-4, f"{DR}, section 3.2"),
+        )
+        for answer, length in enumerate(("short", "long"))
+    ),
     Published("memory of PPO, 7B parameters, GB", _gigabytes("ppo"), 252, 0, BYTES),
     Published("memory of GRPO", _gigabytes("grpo"), 140, 0, BYTES),
     Published("memory of GRPO with rule rewards", _gigabytes("grpo_rule"), 126, 0, BYTES),
