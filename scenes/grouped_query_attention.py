@@ -102,8 +102,8 @@ class GroupedQueryAttention(TopicScene):
         self.add(*stage.parts())
         self.hold(0.5)
         for groups in (SOME, ONE, SOME, ALL):
-            self.turn(stage, groups, seconds=0.8)
-            self.hold(0.4)
+            self.turn(stage, groups, seconds=0.5)  # short: every picture of the way costs the GIF 14 kB
+            self.hold(0.7)
 
     def turn(self, stage: "DialStage", groups: str, *, seconds: float = 1.5) -> None:
         """Turn the dial: wires swing, memories slide together or apart; once there, the bar snaps to their bytes."""
