@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch.distributions import Categorical
 from torch.distributions import kl_divergence as torch_kl
 
-from internals_math.distributions import entropy, kl_divergence, total_variation
+from internals_math.distributions import entropy, kl_divergence, pooled, total_variation
 
 
 @st.composite
@@ -76,3 +76,11 @@ def test_kl_keeps_finite_gradients_where_both_are_zero():
     p = torch.tensor([0.5, 0.5, 0.0], requires_grad=True)
     kl_divergence(p, torch.tensor([0.25, 0.75, 0.0])).backward()
     assert torch.isfinite(p.grad[:2]).all()
+
+
+def test_pooled_keeps_the_shown_outcomes_and_adds_up_the_rest_in_every_row():
+    p = torch.tensor([[[0.1, 0.2, 0.3, 0.4], [0.25, 0.25, 0.5, 0.0], [0.0, 1.0, 0.0, 0.0]]], dtype=torch.float64)
+    shown = torch.tensor([3, 1])
+    expected = torch.tensor([[[0.4, 0.2, 0.4], [0.0, 0.25, 0.75], [0.0, 1.0, 0.0]]], dtype=torch.float64)
+    torch.testing.assert_close(pooled(p, shown), expected)
+    torch.testing.assert_close(pooled(p[0, 0], shown), expected[0, 0])
