@@ -459,7 +459,6 @@ def test_a_short_run_learns_and_starts_above_knowing_nothing():
         assert floor == pytest.approx(sum(there) / len(there) if there else math.nan, abs=1e-5, nan_ok=True)
 
 
-@torch.no_grad()
 def test_what_is_shown_of_a_run_is_what_its_models_say():
     run, prefix = experiment.train(12, 4, 3), story_ids(6)
     found = experiment.snapshot_predictions(run, prefix)
