@@ -8,14 +8,22 @@ from hypothesis import strategies as st
 from internals_math import tiny_lm
 from internals_math.distributions import kl_divergence
 from internals_math.preference_task import (
+    SAMPLES,
+    after_words,
+    alone,
+    answer_at,
     answer_log_probs,
+    answer_probs,
     answer_texts,
+    answer_token_logps,
     exact_expected_reward,
     exact_kl,
     make_preference_task,
     optimal_policy,
+    place_of,
     sample_answers,
     sample_preferences,
+    words,
 )
 from tests.oracles import randn
 
@@ -104,6 +112,42 @@ def test_texts_of_answers_are_prompts_with_two_words_more(task):
     assert ids.shape == (2, task.prefixes.shape[1] + 2)
     assert torch.equal(ids[1, :-2], task.prefixes[3])
     assert ids[1, -2:].tolist() == [9, 10]
+
+
+def test_an_answer_has_the_place_that_its_two_words_count_to():
+    answers = torch.tensor([[[0, 0], [0, 5]], [[2, 1], [111, 111]]])
+    assert place_of(answers).tolist() == [[0, 5], [2 * 112 + 1, 112 * 112 - 1]]
+    assert torch.equal(answer_at(place_of(answers)), answers)
+    assert words(2 * 112 + 1) == " ".join(tiny_lm.tokens([2, 1]))
+
+
+def test_all_others_have_no_value_of_their_own():
+    shown = alone(torch.tensor([1.0, 2.0, 4.0]), torch.tensor([2, 0]))
+    assert shown[:2].tolist() == [4, 1]
+    assert len(shown) == 3
+    assert shown[2].isnan()
+
+
+def test_the_words_of_an_answer_have_the_log_probs_that_multiply_to_that_of_the_answer(task, log_probs):
+    model, prompt, answers = tiny_lm.load("base"), torch.tensor([0, 3]), torch.tensor([[7, 8], [9, 10]])
+    with torch.no_grad():
+        found = answer_token_logps(model, answer_texts(task, prompt, answers))
+        first = model(task.prefixes)[:, -1].log_softmax(dim=-1)
+    torch.testing.assert_close(found[:, 0], first[prompt, answers[:, 0]])
+    torch.testing.assert_close(found.sum(dim=1).double(), log_probs[prompt, answers[:, 0], answers[:, 1]])
+    probs = answer_probs(model, task)
+    torch.testing.assert_close(probs[prompt, place_of(answers)], found.sum(dim=1).double().exp(), rtol=1e-5, atol=0)
+    torch.testing.assert_close(probs.sum(dim=1), torch.ones(6, dtype=torch.float64), rtol=0, atol=1e-14)
+
+
+def test_models_answer_the_first_prompt_with_the_same_luck(task):
+    model = tiny_lm.load("base")
+    samples, tale_loss = after_words(task, {"one": model, "other": tiny_lm.load("base_seed1"), "again": model}, seed=4)
+    drawn = sample_answers(model, task.prefixes[:1], SAMPLES, torch.Generator().manual_seed(4))
+    assert samples["one"] == tuple(" ".join(tiny_lm.tokens(answer)) for answer in drawn[0].tolist())
+    assert samples["again"] == samples["one"]
+    assert tale_loss["one"] == tale_loss["again"] == tiny_lm.evaluate(model, tiny_lm.held_out_kind("tale"))
+    assert tale_loss["other"] != tale_loss["one"]
 
 
 def test_exact_sums_are_those_of_a_loop(task, log_probs):
