@@ -262,6 +262,14 @@ def test_bars_are_looked_up_in_the_policies_after_the_shown_prompt(short_run, sh
         torch.testing.assert_close(short_trace.tilted_probs[row, :-1], tilted[shown])
 
 
+def test_the_likeliest_answers_are_shown_and_then_the_likeliest_of_the_best_and_of_the_worst(short_run, short_trace):
+    table, rewards = short_run.reference_probs[0].tolist(), short_run.rewards[0].tolist()
+    by_likelihood = sorted(range(len(table)), key=lambda place: -table[place])
+    likely, rest = by_likelihood[:6], by_likelihood[6:]
+    best, worst = (next(place for place in rest if rewards[place] == extreme) for extreme in (2, -2))
+    assert places_of(short_trace.answer_tokens[:-1]).tolist() == [*likely, best, worst]
+
+
 def test_frontier_and_path_are_sums_over_all_answers(short_run, short_trace):
     reference, rewards = short_run.reference_probs, short_run.rewards
     best = torch.softmax(reference.log() + rewards / short_run.config.beta, dim=1)

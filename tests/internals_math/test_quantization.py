@@ -229,6 +229,9 @@ def test_scales_lose_at_most_half_a_step_but_a_whole_one_at_the_upper_end(seed, 
 
 
 def test_equal_scales_survive_double_quantization():
+    quantized = double_quantize(torch.full((5,), 0.25), 2)
+    assert quantized.scale.tolist() == [1, 1, 1]
+    assert quantized.codes.tolist() == [0, 0, 0, 0, 0]
     assert torch.equal(dequantize_absmax(double_quantize(torch.full((5,), 0.25))), torch.full((5,), 0.25))
 
 
