@@ -1,3 +1,4 @@
+import copy
 import math
 
 import pytest
@@ -58,6 +59,47 @@ def small_trace(small_run):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rlhf_experiment, "train", lambda config: small_run)
         return rlhf.trace(small_run.config)
+
+
+@pytest.fixture(scope="module")
+def made_run():
+    """A run of tables and models that were made up: quick, and what is read from the wrong one is noticed."""
+    base, sft = tiny_lm.load("base"), tiny_lm.load("base_seed1")
+    policy = tiny_lm.copy_of(base).requires_grad_(False)
+    policy.model.norm.weight *= 0.9
+    task = preference_task.make_preference_task(base, n_prompts=2, seed=1)
+    config = Config(n_comparisons=256, rl_steps=22, seed=1)
+    generator, gold = torch.Generator().manual_seed(1), task.gold_rewards.double().flatten(1)
+    run = rlhf_experiment.Run(config, task, base, generator, gold, preference_task.answer_probs(base, task), sft)
+    run.sft_probs = preference_task.answer_probs(sft, task)
+    run.sft_curve = [torch.tensor(2.0), torch.tensor(1.5)]
+    run.pairs = preference_task.sample_preferences(task, run.sft_probs.log().view_as(task.gold_rewards), 256, generator)
+    run.reward_models = [rlhf_experiment.RewardModel(sft, generator) for _ in range(3)]
+    run.proxy, run.bias, run.policy = gold + 0.5 * randn(*gold.shape, seed=2), 0.3, policy
+    better = best_of_n_policy(run.sft_probs, run.proxy, 3)
+    run.rl_probs = [run.sft_probs.lerp(better, share) for share in (0, 0.2, 0.5, 0.6, 0.9, 1)]
+    run.episode = {
+        "episode_tokens": ("golden", "key"),
+        "episode_score": 2.0,
+        "token_rewards": torch.tensor([0.1, 1.9]),
+        "token_kl": torch.tensor([-0.5, 0.5]),
+    }
+    return run
+
+
+@pytest.fixture(scope="module")
+def made_trace(made_run):
+    """What the trace says of the made run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rlhf_experiment, "train", lambda config: made_run)
+        return rlhf.trace(made_run.config)
+
+
+def changed(run, **values):
+    """A copy of a run with other values."""
+    other = copy.copy(run)
+    vars(other).update(values)
+    return other
 
 
 def some_probs(*shape, seed=0):
@@ -353,8 +395,8 @@ def test_demonstrations_have_a_learned_reward_of_zero_on_average(small_run):
     torch.testing.assert_close(table, (scores - scores.mean()).double(), atol=1e-5, rtol=0)
 
 
-def test_the_reward_is_read_at_the_last_word_through_the_final_norm(small_run):
-    model, ids = small_run.reward_models[0], small_run.demonstrations[:3]
+def test_the_reward_is_read_at_the_last_word_through_the_final_norm(made_run):
+    model, ids = made_run.reward_models[0], rlhf_experiment.pair_texts(made_run.task, made_run.pairs)[0][:3]
     with torch.no_grad():
         scores = model(ids)
         table = model.backbone.model.embed_tokens.weight
@@ -363,13 +405,13 @@ def test_the_reward_is_read_at_the_last_word_through_the_final_norm(small_run):
     torch.testing.assert_close(scores, state @ model.head.detach(), atol=1e-4, rtol=1e-4)
 
 
-def test_held_out_comparisons_do_not_teach(small_run):
-    chosen, rejected = rlhf_experiment.pair_texts(small_run.task, small_run.pairs)
+def test_held_out_comparisons_do_not_teach(made_run):
+    chosen, rejected = rlhf_experiment.pair_texts(made_run.task, made_run.pairs)
     held_out = torch.arange(256) >= 256 - 51
 
     def head_after(first, second):
         generator = torch.Generator().manual_seed(3)
-        return rlhf_experiment.train_reward_model(small_run.sft, first, second, generator, steps=10)[-1].head
+        return rlhf_experiment.train_reward_model(made_run.sft, first, second, generator, steps=10)[-1].head
 
     def swapped(rows):
         return torch.where(rows[:, None], rejected, chosen), torch.where(rows[:, None], chosen, rejected)
@@ -379,16 +421,18 @@ def test_held_out_comparisons_do_not_teach(small_run):
     assert not torch.equal(head_after(*swapped(~held_out)), before)
 
 
-def test_reward_records_judge_the_held_out_comparisons_alone(small_run):
-    records = rlhf_experiment.reward_records(small_run, torch.arange(8))
-    pairs = small_run.pairs
-    chosen, rejected = (
-        small_run.proxy.view_as(small_run.task.gold_rewards)[pairs.prompt, words[:, 0], words[:, 1]][-51:]
-        for words in (pairs.chosen, pairs.rejected)
-    )
+def test_reward_records_judge_the_held_out_comparisons_alone(made_run):
+    records = rlhf_experiment.reward_records(made_run, torch.arange(8))
+    texts = rlhf_experiment.pair_texts(made_run.task, made_run.pairs)
+    for row, model in enumerate(made_run.reward_models):
+        with torch.no_grad():
+            chosen, rejected = (model(part)[-51:] for part in texts)
+        right = float((chosen > rejected).double().mean())
+        assert float(records["reward_accuracy_curve"][row]) == pytest.approx(right)
+        loss = float(torch.nn.functional.softplus(rejected - chosen).mean())
+        assert float(records["reward_curve"][row]) == pytest.approx(loss, abs=1e-5)
     assert records["held_out_pairs"] == 51
-    assert float(records["reward_accuracy_curve"][-1]) == pytest.approx(float((chosen > rejected).double().mean()))
-    assert float(records["reward_curve"][-1]) == pytest.approx(float(pairwise_reward_loss(chosen, rejected)), abs=1e-5)
+    assert records["reward_steps"].tolist() == [0, 5, 10]
 
 
 def test_the_climb_gains_what_it_is_paid_for_and_records_its_last_step(small_run):
@@ -400,9 +444,39 @@ def test_the_climb_gains_what_it_is_paid_for_and_records_its_last_step(small_run
     assert objective[-1] < records["optimal_proxy"] - 0.2 * records["optimal_kl"]
 
 
+def test_a_fifth_of_the_comparisons_is_held_out():
+    assert [rlhf_experiment.held_out_count(n) for n in (128, 256, 2048)] == [26, 51, 410]
+
+
+def test_a_new_reward_head_is_drawn_with_the_variance_of_the_paper(made_run):
+    drawn = torch.randn(32, generator=torch.Generator().manual_seed(4))
+    model = rlhf_experiment.RewardModel(made_run.sft, torch.Generator().manual_seed(4))
+    torch.testing.assert_close(model.head.detach(), drawn / math.sqrt(33))
+
+
+def test_a_climb_starts_at_the_imitator_and_is_recorded_every_five_steps_and_at_its_end(made_run):
+    run = changed(made_run, config=Config(rl_steps=22, samples_per_step=33), rl_probs=[])
+    rlhf_experiment.climb(run)
+    assert len(run.rl_probs) == 1 + 4 + 1
+    assert torch.equal(run.rl_probs[0], made_run.sft_probs)
+    last = preference_task.answer_probs(run.policy, run.task)
+    torch.testing.assert_close(run.rl_probs[-1], last)
+    assert not torch.allclose(run.rl_probs[-2], last)
+    assert worth(last, run.proxy) > worth(made_run.sft_probs, run.proxy)
+    assert torch.equal(run.sft.model.norm.weight, tiny_lm.load("base_seed1").model.norm.weight)
+
+
 def test_another_seed_meets_other_prompts(small_run):
     assert small_run.task.prompts[0] == tiny_lm.PROMPT
     assert small_run.task.prompts[1] != preference_task.make_preference_task(tiny_lm.load("base")).prompts[1]
+
+
+def test_words_of_an_answer_are_read_where_they_stand(small_run):
+    ids = small_run.demonstrations[:5]
+    prompt = (ids[:, None, :-2] == small_run.task.prefixes).all(dim=2).float().argmax(dim=1)
+    whole = small_run.rl_probs[-1][prompt, ids[:, -2] * tiny_lm.VOCAB_SIZE + ids[:, -1]]
+    logps = rlhf_experiment.answer_token_logps(small_run.policy, ids)
+    torch.testing.assert_close(logps.sum(dim=1).double(), whole.log(), atol=1e-4, rtol=1e-4)
 
 
 # -- what the trace says of a run --------------------------------------------------------------------------------------
@@ -425,109 +499,122 @@ def worth(policy, rewards):
     return float((policy * rewards).sum(dim=1).mean())
 
 
-def test_bars_are_looked_up_in_the_policies_and_rewards_after_the_shown_prompt(small_run, small_trace):
-    shown = places_of(small_trace.answer_tokens[:-1])
+def test_bars_are_looked_up_in_the_policies_and_rewards_after_the_shown_prompt(made_run, made_trace):
+    shown = places_of(made_trace.answer_tokens[:-1])
     for bars, table in (
-        (small_trace.pretrained_probs, small_run.pretrained_probs),
-        (small_trace.sft_probs, small_run.sft_probs),
-        (small_trace.rl_probs[2], small_run.rl_probs[2]),
-        (small_trace.final_probs, small_run.rl_probs[-1]),
-        (small_trace.shown_gold, small_run.gold),
-        (small_trace.shown_proxy, small_run.proxy),
+        (made_trace.pretrained_probs, made_run.pretrained_probs),
+        (made_trace.sft_probs, made_run.sft_probs),
+        (made_trace.rl_probs[2], made_run.rl_probs[2]),
+        (made_trace.final_probs, made_run.rl_probs[-1]),
+        (made_trace.shown_gold, made_run.gold),
+        (made_trace.shown_proxy, made_run.proxy),
     ):
         torch.testing.assert_close(bars[:-1], table[0, shown])
-    ladder = small_trace.ladder_rewards[-1] - small_trace.reward_bias
-    torch.testing.assert_close(ladder, small_trace.shown_proxy[:-1], atol=1e-5, rtol=0)
-    assert small_trace.prompt_tokens == tiny_lm.tokens(small_run.task.prefixes[0])
-    assert small_trace.pretrained_gold == pytest.approx(worth(small_run.pretrained_probs, small_run.gold))
-    assert small_trace.sft_gold == pytest.approx(worth(small_run.sft_probs, small_run.gold))
+    texts = torch.tensor([tiny_lm.encode(f"{tiny_lm.PROMPT} {answer}") for answer in made_trace.answer_tokens[:-1]])
+    with torch.no_grad():
+        ladder = torch.stack([model(texts) for model in made_run.reward_models]).double()
+    torch.testing.assert_close(made_trace.ladder_rewards, ladder)
+    assert made_trace.prompt_tokens == tiny_lm.tokens(made_run.task.prefixes[0])
+    assert made_trace.pretrained_gold == pytest.approx(worth(made_run.pretrained_probs, made_run.gold))
+    assert made_trace.sft_gold == pytest.approx(worth(made_run.sft_probs, made_run.gold))
 
 
-def test_the_frontier_is_the_imitator_tilted_by_the_learned_reward(small_run, small_trace):
-    shown, imitator = places_of(small_trace.answer_tokens[:-1]), small_run.sft_probs
-    assert small_trace.goodhart_betas[[0, 20, 60]].tolist() == pytest.approx([10, 1, 0.01])
+def test_the_frontier_is_the_imitator_tilted_by_the_learned_reward(made_run, made_trace):
+    shown, imitator = places_of(made_trace.answer_tokens[:-1]), made_run.sft_probs
+    assert made_trace.goodhart_betas[[0, 20, 60]].tolist() == pytest.approx([10, 1, 0.01])
     for row in (0, 20, 60):
-        tilted = torch.softmax(imitator.log() + small_run.proxy / small_trace.goodhart_betas[row], dim=1)
-        assert float(small_trace.goodhart_kl[row]) == pytest.approx(divergence(tilted, imitator))
-        assert float(small_trace.goodhart_proxy[row]) == pytest.approx(worth(tilted, small_run.proxy))
-        assert float(small_trace.goodhart_gold[row]) == pytest.approx(worth(tilted, small_run.gold))
-        torch.testing.assert_close(small_trace.goodhart_probs[row, :-1], tilted[0, shown])
-    assert places_of([" ".join(small_trace.over_optimized_answer)]) == tilted[0].argmax()
-    best = torch.softmax(imitator.log() + small_run.proxy / small_run.config.beta, dim=1)
-    assert small_trace.optimal_kl == pytest.approx(divergence(best, imitator))
-    assert small_trace.optimal_proxy == pytest.approx(worth(best, small_run.proxy))
-    assert small_trace.optimal_gold == pytest.approx(worth(best, small_run.gold))
+        tilted = torch.softmax(imitator.log() + made_run.proxy / made_trace.goodhart_betas[row], dim=1)
+        assert float(made_trace.goodhart_kl[row]) == pytest.approx(divergence(tilted, imitator))
+        assert float(made_trace.goodhart_proxy[row]) == pytest.approx(worth(tilted, made_run.proxy))
+        assert float(made_trace.goodhart_gold[row]) == pytest.approx(worth(tilted, made_run.gold))
+        torch.testing.assert_close(made_trace.goodhart_probs[row, :-1], tilted[0, shown])
+    assert places_of([" ".join(made_trace.over_optimized_answer)]) == tilted[0].argmax()
+    best = torch.softmax(imitator.log() + made_run.proxy / made_run.config.beta, dim=1)
+    assert made_trace.optimal_kl == pytest.approx(divergence(best, imitator))
+    assert made_trace.optimal_proxy == pytest.approx(worth(best, made_run.proxy))
+    assert made_trace.optimal_gold == pytest.approx(worth(best, made_run.gold))
 
 
-def test_the_climb_and_the_best_of_n_are_sums_over_all_answers(small_run, small_trace):
-    last, imitator, row = small_run.rl_probs[-1], small_run.sft_probs, 2
-    assert float(small_trace.rl_kl[-1]) == pytest.approx(divergence(last, imitator))
-    assert float(small_trace.rl_proxy[-1]) == pytest.approx(worth(last, small_run.proxy))
-    assert float(small_trace.rl_gold[-1]) == pytest.approx(worth(last, small_run.gold))
-    n = int(small_trace.best_of_n.ns[row])
-    best = best_of_n_policy(imitator, small_run.proxy, n)
-    assert float(small_trace.best_of_n.kl[row]) == pytest.approx(divergence(best, imitator))
-    assert float(small_trace.best_of_n.proxy[row]) == pytest.approx(worth(best, small_run.proxy))
-    assert float(small_trace.best_of_n.gold[row]) == pytest.approx(worth(best, small_run.gold))
-    assert float(small_trace.best_of_n.kl_bound[row]) == pytest.approx(math.log(4) - 3 / 4)
+def test_the_climb_and_the_best_of_n_are_sums_over_all_answers(made_run, made_trace):
+    last, imitator, row = made_run.rl_probs[-1], made_run.sft_probs, 2
+    assert float(made_trace.rl_kl[-1]) == pytest.approx(divergence(last, imitator))
+    assert float(made_trace.rl_proxy[-1]) == pytest.approx(worth(last, made_run.proxy))
+    assert float(made_trace.rl_gold[-1]) == pytest.approx(worth(last, made_run.gold))
+    n = int(made_trace.best_of_n.ns[row])
+    best = best_of_n_policy(imitator, made_run.proxy, n)
+    assert float(made_trace.best_of_n.kl[row]) == pytest.approx(divergence(best, imitator))
+    assert float(made_trace.best_of_n.proxy[row]) == pytest.approx(worth(best, made_run.proxy))
+    assert float(made_trace.best_of_n.gold[row]) == pytest.approx(worth(best, made_run.gold))
+    assert float(made_trace.best_of_n.kl_bound[row]) == pytest.approx(math.log(4) - 3 / 4)
 
 
-def test_words_of_an_answer_are_read_where_they_stand(small_run):
-    ids = small_run.demonstrations[:5]
-    prompt = (ids[:, None, :-2] == small_run.task.prefixes).all(dim=2).float().argmax(dim=1)
-    whole = small_run.rl_probs[-1][prompt, ids[:, -2] * tiny_lm.VOCAB_SIZE + ids[:, -1]]
-    logps = rlhf_experiment.answer_token_logps(small_run.policy, ids)
-    torch.testing.assert_close(logps.sum(dim=1).double(), whole.log(), atol=1e-4, rtol=1e-4)
-
-
-def test_scattered_answers_are_those_of_the_imitator_or_of_all_alike(small_run, small_trace):
-    pairs = set(zip(small_run.gold.flatten().tolist(), small_run.proxy.flatten().tolist(), strict=True))
+def test_scattered_answers_are_those_of_the_imitator_or_of_all_alike(made_run, made_trace):
+    pairs = set(zip(made_run.gold.flatten().tolist(), made_run.proxy.flatten().tolist(), strict=True))
     for gold, proxy, policy in (
-        (small_trace.gold_rewards, small_trace.proxy_rewards, small_run.sft_probs),
-        (small_trace.far_gold_rewards, small_trace.far_proxy_rewards, torch.full_like(small_run.gold, 112.0**-2)),
+        (made_trace.gold_rewards, made_trace.proxy_rewards, made_run.sft_probs),
+        (made_trace.far_gold_rewards, made_trace.far_proxy_rewards, torch.full_like(made_run.gold, 112.0**-2)),
     ):
         assert pairs.issuperset(zip(gold.tolist(), proxy.tolist(), strict=True))
-        assert float(gold.mean()) == pytest.approx(worth(policy, small_run.gold), abs=4 * float(gold.std()) / 200**0.5)
-    level = float((small_trace.proxy_rewards - small_trace.gold_rewards).mean())
-    assert small_trace.diagonal_level == pytest.approx(level)
-    above = small_trace.far_proxy_rewards - small_trace.far_gold_rewards - level
-    assert small_trace.far_overrated.tolist() == (above > 1).tolist()
-    by_hand = torch.corrcoef(torch.stack([small_trace.far_gold_rewards, small_trace.far_proxy_rewards]))[0, 1]
-    assert small_trace.far_correlation == pytest.approx(float(by_hand))
+        assert float(gold.mean()) == pytest.approx(worth(policy, made_run.gold), abs=4 * float(gold.std()) / 200**0.5)
+    level = float((made_trace.proxy_rewards - made_trace.gold_rewards).mean())
+    assert made_trace.diagonal_level == pytest.approx(level)
+    above = made_trace.far_proxy_rewards - made_trace.far_gold_rewards - level
+    assert made_trace.far_overrated.tolist() == (above > 1).tolist()
+    by_hand = torch.corrcoef(torch.stack([made_trace.far_gold_rewards, made_trace.far_proxy_rewards]))[0, 1]
+    assert made_trace.far_correlation == pytest.approx(float(by_hand))
 
 
-def test_comparisons_of_shown_answers_are_those_that_the_labeler_made(small_run, small_trace):
-    shown, pairs = places_of(small_trace.answer_tokens[:-1]).tolist(), small_run.pairs
+def test_comparisons_of_shown_answers_are_those_that_the_labeler_made(made_run, made_trace):
+    shown, pairs = places_of(made_trace.answer_tokens[:-1]).tolist(), made_run.pairs
     won, lost = (words[:, 0] * tiny_lm.VOCAB_SIZE + words[:, 1] for words in (pairs.chosen, pairs.rejected))
     met = [
         (shown.index(winner), shown.index(loser))
         for prompt, winner, loser in zip(pairs.prompt.tolist(), won.tolist(), lost.tolist(), strict=True)
         if prompt == 0 and winner in shown and loser in shown
     ][:12]
-    seen = small_trace.comparisons
+    seen = made_trace.comparisons
     winners = torch.where(seen.winner == 1, seen.place_1, seen.place_2).tolist()
     losers = torch.where(seen.winner == 1, seen.place_2, seen.place_1).tolist()
     assert list(zip(winners, losers, strict=True)) == met != []
-    gap = small_trace.shown_gold[seen.place_1] - small_trace.shown_gold[seen.place_2]
+    gap = made_trace.shown_gold[seen.place_1] - made_trace.shown_gold[seen.place_2]
     torch.testing.assert_close(seen.gold_gap, gap)
     torch.testing.assert_close(seen.probability, torch.sigmoid(gap))
     assert seen.surprising.tolist() == (torch.where(seen.winner == 1, gap, -gap) < 0).tolist()
 
 
-def test_the_ceiling_is_that_of_the_held_out_comparisons(small_run, small_trace):
-    pairs, gold = small_run.pairs, small_run.gold.view_as(small_run.task.gold_rewards)
+def test_the_ceiling_is_that_of_the_held_out_comparisons(made_run, made_trace):
+    pairs, gold = made_run.pairs, made_run.gold.view_as(made_run.task.gold_rewards)
     one, other = (gold[pairs.prompt, words[:, 0], words[:, 1]][-51:] for words in (pairs.chosen, pairs.rejected))
     wins = 1 / (1 + (other - one).exp())
-    assert small_trace.bayes_accuracy == pytest.approx(float(torch.maximum(wins, 1 - wins).mean()))
+    assert made_trace.bayes_accuracy == pytest.approx(float(torch.maximum(wins, 1 - wins).mean()))
 
 
-def test_stages_are_judged_on_tales_and_answer_with_the_same_luck(small_run, small_trace):
+def test_stages_are_judged_on_tales_and_answer_with_the_same_luck(made_run, made_trace):
     tales = tiny_lm.held_out_kind("tale")
-    for stage, model in (("pretrained", small_run.base), ("sft", small_run.sft), ("rl", small_run.policy)):
-        assert small_trace.tale_loss[stage] == pytest.approx(tiny_lm.evaluate(model, tales))
-        luck = torch.Generator().manual_seed(small_run.config.seed)
-        answers = preference_task.sample_answers(model, small_run.task.prefixes[:1], 6, luck)[0]
-        assert small_trace.samples[stage] == tuple(" ".join(tiny_lm.tokens(answer)) for answer in answers)
+    for stage, model in (("pretrained", made_run.base), ("sft", made_run.sft), ("rl", made_run.policy)):
+        assert made_trace.tale_loss[stage] == pytest.approx(tiny_lm.evaluate(model, tales))
+        luck = torch.Generator().manual_seed(made_run.config.seed)
+        answers = preference_task.sample_answers(model, made_run.task.prefixes[:1], 6, luck)[0]
+        assert made_trace.samples[stage] == tuple(" ".join(tiny_lm.tokens(answer)) for answer in answers)
+
+
+def test_the_likeliest_answers_are_shown_with_a_bad_one_and_the_most_overrated_one(made_run):
+    table = made_run.pretrained_probs[0].tolist()
+    likely = sorted(range(len(table)), key=lambda place: -table[place])
+    gold = torch.zeros_like(made_run.gold)
+    gold[0, likely[63]], gold[0, likely[64]] = -1, -2  # the second one is too rare to be shown
+    gold[1, likely[20]] = -3  # after another prompt
+    shown = rlhf_experiment.shown_answers(changed(made_run, gold=gold), likely[90])
+    assert shown.tolist() == [*likely[:6], likely[63], likely[90]]
+    assert rlhf_experiment.shown_answers(changed(made_run, gold=gold), likely[2]).tolist() == [*likely[:7], likely[63]]
+
+
+def test_a_reward_that_is_the_truth_never_lowers_it(made_run):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rlhf_experiment, "train", lambda config: changed(made_run, proxy=made_run.gold / 100))
+        trace = rlhf.trace(made_run.config)
+    assert (trace.goodhart_gold.diff() > 0).all()
+    assert trace.kl_peak is None
 
 
 # -- the run -----------------------------------------------------------------------------------------------------------
