@@ -264,6 +264,11 @@ def test_the_posterior_is_bayes_rule_and_equal_readers_leave_the_prior(k, seed):
     torch.testing.assert_close(document_posterior(prior, torch.full_like(prior, -2.0)), prior.exp())
 
 
+def test_accuracy_weighs_hits_and_misses_by_the_recall():
+    assert answer_accuracy(0.75, 0.8, 0.4) == pytest.approx(0.75 * 0.8 + 0.25 * 0.4)
+    assert [answer_accuracy(recall, 0.9, 0.2) for recall in (0, 1)] == [0.2, 0.9]
+
+
 def _error_cases():
     q, prior = torch.ones(2, 3), torch.tensor([0.5, 0.5]).log()
     index = build_ivf(torch.eye(3), 2, generator=torch.Generator())
