@@ -27,6 +27,7 @@ from internals_math.lora import (
     truncate_rank,
     unmerge_lora,
 )
+from tests.internals_math import made_adapters
 from tests.oracles import randn
 
 seeds = st.integers(0, 10_000)
@@ -221,18 +222,156 @@ def quick():
     return trace_store.get(lora, Config(r=3, lora_alpha=6.0, train_steps=20, module="v_proj", layer=2))
 
 
-def test_the_trace_agrees_with_itself(quick):
-    torch.testing.assert_close(quick.merged_weight, quick.weight + quick.lora_delta)
-    torch.testing.assert_close(quick.full_weight, quick.weight + quick.full_delta, atol=1e-6, rtol=0)
-    torch.testing.assert_close(quick.rank_one_terms.sum(dim=0), quick.lora_delta, atol=1e-6, rtol=1e-4)
-    torch.testing.assert_close(quick.coords, quick.inputs @ quick.lora_A.T, atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(quick.outputs, quick.inputs @ quick.lora_delta.T, atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(quick.full_terms.sum(dim=0), truncate_rank(quick.full_delta, 4), atol=1e-5, rtol=1e-4)
-    assert quick.ranks.tolist() == [1, 2, 3, 4, 8]
-    assert quick.parameter_counts["full"] == 12 * 32 * 32
-    assert quick.parameter_counts["r=3"] == 12 * 3 * 64
-    assert quick.base_weights_changed == 0
-    assert quick.max_abs_diff_logits < 1e-4
+@pytest.fixture(scope="module")
+def made():
+    """The whole trace of adapters and weights that were made up."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(experiment, "train_adapters", made_adapters.train_adapters)
+        patch.setattr(experiment, "train_fully", made_adapters.train_fully)
+        patch.setattr(experiment, "HELD_OUT", 20)
+        return experiment.run(Config(r=3, lora_alpha=6.0, train_steps=30, module="v_proj", layer=2, seed=1))
+
+
+@pytest.fixture(params=["quick", "made"])
+def either(request):
+    """What holds for every run is asked of one that was trained and of one that was made up."""
+    return request.getfixturevalue(request.param)
+
+
+NAME = "model.layers.2.self_attn.v_proj.weight"
+
+
+def made_run(dialect, r, seed=1):
+    return made_adapters.train_adapters(dialect, r, 2.0, steps=30, seed=seed, watched=NAME)
+
+
+def merged(adapters):
+    """The weights of the base model with these adapters added."""
+    state = tiny_lm.load("base").state_dict()
+    return state | {
+        name: state[name] + adapters.scaling * adapters.lora_b[name] @ a for name, a in adapters.lora_a.items()
+    }
+
+
+def judged(weights, dialect):
+    """The loss of the tiny LM with these weights on 20 held-out texts."""
+    model = tiny_lm.copy_of(tiny_lm.load("base"), weights).requires_grad_(False)
+    return tiny_lm.evaluate(model, tiny_lm.held_out(20, dialect))
+
+
+def test_the_trace_agrees_with_itself(either):
+    torch.testing.assert_close(either.merged_weight, either.weight + either.lora_delta)
+    torch.testing.assert_close(either.full_weight, either.weight + either.full_delta, atol=1e-6, rtol=0)
+    torch.testing.assert_close(either.rank_one_terms.sum(dim=0), either.lora_delta, atol=1e-6, rtol=1e-4)
+    torch.testing.assert_close(either.coords, either.inputs @ either.lora_A.T, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(either.outputs, either.inputs @ either.lora_delta.T, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(either.full_terms.sum(dim=0), truncate_rank(either.full_delta, 4), atol=1e-5, rtol=1e-4)
+    assert either.ranks.tolist() == [1, 2, 3, 4, 8]
+    assert either.parameter_counts["full"] == 12 * 32 * 32
+    assert either.parameter_counts["r=3"] == 12 * 3 * 64
+    assert either.base_weights_changed == 0
+    assert either.max_abs_diff_logits < 1e-4
+
+
+def test_what_is_shown_of_a_run_is_read_from_that_run(made):
+    near, far, state = made_run("farm2", 3), made_run("news", 3), tiny_lm.load("base").state_dict()
+    assert made.scaling == 2
+    assert torch.equal(made.weight, state[NAME])
+    assert torch.equal(made.lora_A, near.lora_a[NAME])
+    assert torch.equal(made.lora_B, near.lora_b[NAME])
+    assert torch.equal(made.lora_A_init, near.lora_a_init[NAME])
+    torch.testing.assert_close(made.lora_delta, 2 * near.lora_b[NAME] @ near.lora_a[NAME])
+    torch.testing.assert_close(made.second_delta, 2 * far.lora_b[NAME] @ far.lora_a[NAME])
+    torch.testing.assert_close(made.second_merged_weight, state[NAME] + made.second_delta)
+    assert torch.equal(made.full_weight, made_adapters.train_fully("farm2", steps=30, seed=1)[NAME])
+    assert made.history_steps[[0, 1, -1]].tolist() == [0, 1, 29]
+    torch.testing.assert_close(made.delta_history, made.lora_delta * made.history_steps[:, None, None] / 30)
+    assert torch.equal(made.grad_norm_A, made.history_steps.float())
+    assert torch.equal(made.grad_norm_B, 100 + made.history_steps.float())
+
+
+def test_spectra_are_those_of_the_change_the_weight_and_noise_of_the_same_size(made):
+    for values, matrix in ((made.full_singular_values, made.full_delta), (made.weight_singular_values, made.weight)):
+        torch.testing.assert_close(values.square(), torch.linalg.eigvalsh(matrix.T @ matrix).flip(0), atol=1e-4, rtol=0)
+    energy = made.full_singular_values.square()
+    torch.testing.assert_close(made.captured_energy, energy.cumsum(0) / energy.sum())
+    assert made.full_stable_rank == pytest.approx(float(energy.sum() / energy[0]))
+    noise = made.random_singular_values.square()
+    torch.testing.assert_close(noise.sum(), made.full_delta.square().sum())
+    torch.testing.assert_close(made.random_captured_energy, noise.cumsum(0) / noise.sum())
+    assert len(made.full_terms) == 4
+    for count in (1, 2, 3, 4):
+        torch.testing.assert_close(made.full_terms[:count].sum(dim=0), truncate_rank(made.full_delta, count))
+
+
+def test_losses_are_those_of_models_with_these_weights(made):
+    state, full = tiny_lm.load("base").state_dict(), made_adapters.train_fully("farm2", steps=30, seed=1)
+    far_full = made_adapters.train_fully("news", steps=30, seed=1)
+    for loss, weights, dialect in (
+        (made.loss_base, state, "farm2"),
+        (made.far_loss_base, state, "news"),
+        (made.old_task_loss_base, state, "base"),
+        (made.loss_full, full, "farm2"),
+        (made.far_loss_full, far_full, "news"),
+        (made.old_task_loss_full, full, "base"),
+    ):
+        assert loss == pytest.approx(judged(weights, dialect), rel=1e-4)
+    for row, r in enumerate((1, 2, 3, 4, 8)):
+        near = merged(made_run("farm2", r))
+        assert float(made.loss_lora[row]) == pytest.approx(judged(near, "farm2"), rel=1e-4)
+        assert float(made.old_task_loss_lora[row]) == pytest.approx(judged(near, "base"), rel=1e-4)
+        assert float(made.far_loss_lora[row]) == pytest.approx(judged(merged(made_run("news", r)), "news"), rel=1e-4)
+        cut = {name: state[name] + truncate_rank(full[name] - state[name], r) for name in experiment.matrices()}
+        assert float(made.loss_truncated[row]) == pytest.approx(judged(state | cut, "farm2"), rel=1e-4)
+    for floor, dialect in ((made.loss_floor, "farm2"), (made.far_loss_floor, "news")):
+        assert floor == tiny_lm.held_out(20, dialect).entropy_floor
+
+
+def test_inputs_are_spread_over_real_ones_of_the_adapted_model(made):
+    corpus = tiny_lm.held_out(8, "farm2")
+    model = tiny_lm.copy_of(tiny_lm.load("base"), merged(made_run("farm2", 3))).requires_grad_(False)
+    _, record = model(corpus.ids, record=("linear_inputs",))
+    seen = torch.cat([
+        row[:length] for row, length in zip(record["linear_inputs"][NAME], corpus.lengths.tolist(), strict=True)
+    ])  # fmt: skip
+    places = [round(place * (len(seen) - 1) / 63) for place in range(64)]
+    torch.testing.assert_close(made.inputs, seen[places], atol=1e-4, rtol=1e-4)
+
+
+def test_the_invisible_part_stands_at_right_angles_to_the_rows_of_a(made):
+    rows = torch.linalg.qr(made.lora_A.T)[0]  # a basis of what A sees
+    visible = made.inputs @ rows @ rows.T
+    share = 1 - visible.square().sum(dim=1) / made.inputs.square().sum(dim=1)
+    assert made.invisible_share == pytest.approx(float(share.mean()), abs=1e-5)
+    most = int(share.argmax())
+    torch.testing.assert_close(made.twin_inputs, torch.stack([made.inputs[most], visible[most]]), atol=1e-4, rtol=0)
+
+
+def test_counts_are_those_of_square_matrices_of_width_32(made):
+    assert made.lora_params.tolist() == [12 * r * (32 + 32) for r in (1, 2, 3, 4, 8)]
+    torch.testing.assert_close(made.lora_share, made.lora_params / 12_288)
+    assert made.parameter_counts["model"] == tiny_lm.load("base").num_params
+    assert made.break_even_rank == 16
+
+
+def test_subspaces_are_those_of_two_seeds_and_of_the_change(made):
+    one, other = (torch.linalg.svd(made_run("farm2", 8, seed).lora_a[NAME])[2] for seed in (1, 2))
+    for i, j in ((1, 1), (2, 5), (8, 3), (8, 8)):
+        overlap = float((one[:i] @ other[:j].T).square().sum()) / min(i, j)
+        assert float(made.similarity_grid[i - 1, j - 1]) == pytest.approx(overlap, abs=1e-4)
+        assert float(made.similarity_random[i - 1, j - 1]) == pytest.approx(max(i, j) / 32)
+    u, _, vh = torch.linalg.svd(made.lora_delta)
+    there = float((u[:, :3].T @ made.weight @ vh[:3].T).norm())
+    assert float(made.projected_norms[0]) == pytest.approx(there, rel=1e-4)
+    assert made.amplification == pytest.approx(float(made.lora_delta.norm()) / there, rel=1e-4)
+    assert float(made.projected_norms[1]) == pytest.approx(float(made.weight_singular_values[:3].norm()), rel=1e-4)
+    assert made.projected_norms[2] < made.projected_norms[1]
+
+
+def test_a_hundred_tasks_take_a_hundred_models_or_one_with_a_hundred_adapters():
+    counts = lora.gpt3_counts()
+    assert counts["hundred_full_bytes"] == 100 * counts["full_bytes"]
+    assert counts["hundred_lora_bytes"] == counts["full_bytes"] + 100 * counts["lora_bytes"]
 
 
 def test_history_starts_at_zero_with_a_gradient_for_b_alone(quick):
@@ -245,12 +384,12 @@ def test_history_starts_at_zero_with_a_gradient_for_b_alone(quick):
     assert (quick.history_steps.diff() >= 0).all()
 
 
-def test_twins_differ_in_what_a_cannot_see_and_get_the_same_change(quick):
-    first, second = quick.twin_inputs
+def test_twins_differ_in_what_a_cannot_see_and_get_the_same_change(either):
+    first, second = either.twin_inputs
     assert (first - second).norm() > 0.3 * first.norm()
-    torch.testing.assert_close(quick.twin_coords[0], quick.twin_coords[1], atol=1e-4, rtol=0)
-    torch.testing.assert_close(quick.twin_outputs[0], quick.twin_outputs[1], atol=1e-4, rtol=0)
-    assert 0.5 < quick.invisible_share < 1
+    torch.testing.assert_close(either.twin_coords[0], either.twin_coords[1], atol=1e-4, rtol=0)
+    torch.testing.assert_close(either.twin_outputs[0], either.twin_outputs[1], atol=1e-4, rtol=0)
+    assert 0.5 < either.invisible_share < 1
 
 
 def test_spectra_hold_the_same_energy(quick):
