@@ -1,11 +1,12 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from internals_math import qlora, tiny_lm, trace_store
+from internals_math import lora_experiment, qlora, tiny_lm, trace_store
 from internals_math import qlora_experiment as experiment
 from internals_math.qlora import (
     BLOCK_SIZES,
@@ -30,6 +31,7 @@ from internals_math.qlora import (
     quantize_blockwise,
     unpack_int4,
 )
+from tests.internals_math import made_adapters
 from tests.oracles import randn
 
 seeds = st.integers(0, 10_000)
@@ -369,33 +371,50 @@ def quick():
     return trace_store.get(qlora, config)
 
 
-def test_the_trace_agrees_with_itself(quick):
-    torch.testing.assert_close(quick.error, quick.dequantized - quick.weight)
-    assert torch.equal(quick.block_values, quick.weight.flatten()[:32])
-    assert torch.equal(quick.block_normalized * quick.block_absmax, quick.block_values)
-    assert torch.equal(quick.codes.flatten()[:32], quick.block_codes)
-    assert torch.equal(quick.levels[quick.block_codes], quick.block_levels)
-    torch.testing.assert_close(quick.block_dequantized, quick.block_levels * quick.block_absmax)
-    assert unpack_int4(quick.block_packed.to(torch.uint8)).tolist() == quick.block_codes.tolist()
-    scales = quick.absmax_dequantized.repeat_interleave(32).view(32, 32)
-    torch.testing.assert_close(quick.dequantized, scales * quick.levels[quick.codes])
-    assert torch.equal(quick.levels, quick.levels_int4)
+@pytest.fixture(scope="module")
+def made():
+    """The same with adapters that were made up, and on fewer texts and numbers."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(experiment, "train_adapters", made_adapters.train_adapters)
+        patch.setattr(experiment, "BASE_TEXTS", 20)
+        patch.setattr(experiment, "GAUSSIAN_SAMPLES", 2**14)
+        patch.setattr(lora_experiment, "HELD_OUT", 20)
+        return qlora.trace(Config(code="int4", block_size=32, r=2, layer=0, module="v_proj", train_steps=20))
+
+
+@pytest.fixture(params=["quick", "made"])
+def either(request):
+    """What holds for every run is asked of one that was trained and of one that was made up."""
+    return request.getfixturevalue(request.param)
+
+
+def test_the_trace_agrees_with_itself(either):
+    torch.testing.assert_close(either.error, either.dequantized - either.weight)
+    assert torch.equal(either.block_values, either.weight.flatten()[:32])
+    assert torch.equal(either.block_normalized * either.block_absmax, either.block_values)
+    assert torch.equal(either.codes.flatten()[:32], either.block_codes)
+    assert torch.equal(either.levels[either.block_codes], either.block_levels)
+    torch.testing.assert_close(either.block_dequantized, either.block_levels * either.block_absmax)
+    assert unpack_int4(either.block_packed.to(torch.uint8)).tolist() == either.block_codes.tolist()
+    scales = either.absmax_dequantized.repeat_interleave(32).view(32, 32)
+    torch.testing.assert_close(either.dequantized, scales * either.levels[either.codes])
+    assert torch.equal(either.levels, either.levels_int4)
     torch.testing.assert_close(
-        quick.absmax_dequantized, quick.absmax_mean + quick.absmax_step * quick.absmax_codes, atol=1e-6, rtol=0
+        either.absmax_dequantized, either.absmax_mean + either.absmax_step * either.absmax_codes, atol=1e-6, rtol=0
     )
-    torch.testing.assert_close(quick.boundaries * 2, quick.levels[1:] + quick.levels[:-1])
+    torch.testing.assert_close(either.boundaries * 2, either.levels[1:] + either.levels[:-1])
 
 
-def test_one_word_goes_through_the_layer_and_its_gradient_back(quick):
-    torch.testing.assert_close(quick.base_output, quick.dequantized @ quick.x)
-    torch.testing.assert_close(quick.coords, quick.lora_A @ quick.x)
-    torch.testing.assert_close(quick.adapter_output, qlora.SCALING * quick.lora_B @ quick.coords)
-    torch.testing.assert_close(quick.output, quick.base_output + quick.adapter_output)
-    torch.testing.assert_close(quick.grad_through_base, quick.grad_output @ quick.dequantized)
-    through_adapter = qlora.SCALING * quick.grad_output @ quick.lora_B @ quick.lora_A
-    torch.testing.assert_close(quick.grad_input, quick.grad_through_base + through_adapter)
-    assert quick.grad_output.norm() > 0
-    assert quick.token == tiny_lm.story().split()[experiment.TOKEN - 1]
+def test_one_word_goes_through_the_layer_and_its_gradient_back(either):
+    torch.testing.assert_close(either.base_output, either.dequantized @ either.x)
+    torch.testing.assert_close(either.coords, either.lora_A @ either.x)
+    torch.testing.assert_close(either.adapter_output, qlora.SCALING * either.lora_B @ either.coords)
+    torch.testing.assert_close(either.output, either.base_output + either.adapter_output)
+    torch.testing.assert_close(either.grad_through_base, either.grad_output @ either.dequantized)
+    through_adapter = qlora.SCALING * either.grad_output @ either.lora_B @ either.lora_A
+    torch.testing.assert_close(either.grad_input, either.grad_through_base + through_adapter)
+    assert either.grad_output.norm() > 0
+    assert either.token == tiny_lm.story().split()[experiment.TOKEN - 1]
 
 
 def test_the_shown_word_and_gradients_are_those_of_the_adapted_quantized_model():
@@ -432,30 +451,96 @@ def test_the_shown_word_and_gradients_are_those_of_the_adapted_quantized_model()
         assert norm == pytest.approx(wanted, rel=1e-3)
 
 
-def test_training_touches_adapters_only(quick):
-    assert quick.base_codes_changed == 0
-    assert quick.num_codes == 39_936  # the 21 block matrices
-    assert quick.grad_norms["base"] is None
-    assert quick.grad_norms["lora_A"] > 0
-    assert quick.grad_norms["lora_B"] > 0
+def test_training_touches_adapters_only(either):
+    assert either.base_codes_changed == 0
+    assert either.num_codes == 39_936  # the 21 block matrices
+    assert either.grad_norms["base"] is None
+    assert either.grad_norms["lora_A"] > 0
+    assert either.grad_norms["lora_B"] > 0
 
 
-def test_statistics_cover_all_weights(quick):
-    assert int(quick.normalized_histogram.sum()) == quick.num_codes
-    assert int(quick.normalized_histogram[[0, -1]].sum()) >= quick.num_codes / 32  # a largest value in every block
-    assert len(quick.histogram_edges) == 65
+def test_statistics_cover_all_weights(either):
+    assert int(either.normalized_histogram.sum()) == either.num_codes
+    assert int(either.normalized_histogram[[0, -1]].sum()) >= either.num_codes / 32  # a largest value in every block
+    assert len(either.histogram_edges) == 65
     for name in CODES:
-        assert float(quick.code_usage[name].sum()) == pytest.approx(1)
-        assert quick.code_entropy[name] < 4
-        used = quick.code_usage[name].double()
-        assert quick.code_entropy[name] == pytest.approx(float(-torch.xlogy(used, used).sum() / math.log(2)), abs=1e-5)
-    assert (quick.mse_by_block.diff() > 0).all()
-    assert (quick.bits_by_block.diff() < 0).all()
-    assert float(quick.mse_by_block[1]) == pytest.approx(quick.mse["int4"])
+        assert float(either.code_usage[name].sum()) == pytest.approx(1)
+        assert either.code_entropy[name] < 4
+        used = either.code_usage[name].double()
+        assert either.code_entropy[name] == pytest.approx(float(-torch.xlogy(used, used).sum() / math.log(2)), abs=1e-5)
+    assert (either.mse_by_block.diff() > 0).all()
+    assert (either.bits_by_block.diff() < 0).all()
+    assert float(either.mse_by_block[1]) == pytest.approx(either.mse["int4"])
     state = tiny_lm.load("base").state_dict()
     decoded = experiment.decode(experiment.quantize_model("nf4", 32, False))
-    lost = sum(float((state[name] - w).square().sum()) for name, w in decoded.items()) / quick.num_codes
-    assert quick.mse["nf4"] == pytest.approx(lost, rel=1e-4)
+    lost = sum(float((state[name] - w).square().sum()) for name, w in decoded.items()) / either.num_codes
+    assert either.mse["nf4"] == pytest.approx(lost, rel=1e-4)
+
+
+def coded(code, block_size=32, double_quant=True):
+    """The weights of the model, its matrices in 4 bits."""
+    state = dict(tiny_lm.load("base").state_dict())
+    for name in [key for key in state if key.endswith("_proj.weight")]:
+        quantized = quantize_blockwise(state[name], code_book(code), block_size)
+        state[name] = dequantize_blockwise(double_quantized(quantized) if double_quant else quantized)
+    return state
+
+
+def judged(weights, dialect="base"):
+    """The loss of the tiny LM with these weights on 20 held-out texts."""
+    model = tiny_lm.copy_of(tiny_lm.load("base"), weights).requires_grad_(False)
+    return tiny_lm.evaluate(model, tiny_lm.held_out(20, dialect))
+
+
+def test_losses_are_those_of_models_with_decoded_weights(made):
+    assert made.loss["fp32"] == pytest.approx(judged(tiny_lm.load("base").state_dict()))
+    for key, code, double_quant in (*((name, name, False) for name in CODES), ("nf4_double_quantized", "nf4", True)):
+        assert made.loss[key] == pytest.approx(judged(coded(code, double_quant=double_quant)))
+    assert made.entropy_floor == tiny_lm.held_out(20).entropy_floor
+
+
+def test_both_fine_tunings_are_judged_on_their_own_weights(made):
+    state, decoded = tiny_lm.load("base").state_dict(), coded("int4")
+    names = [name for name in state if name.endswith("_proj.weight")]
+    final = made.finetune_final
+    assert final["fp32"] == pytest.approx(judged(state, "farm2"))
+    assert final["quantized"] == pytest.approx(judged(decoded, "farm2"))
+    assert final["floor"] == tiny_lm.held_out(20, "farm2").entropy_floor
+    settings = {"steps": 20, "seed": 0, "watched": names[0], "names": names}
+    for way, weights, base in (("lora", state, None), ("qlora", decoded, decoded)):
+        adapters = made_adapters.train_adapters("farm2", 2, qlora.SCALING, base=base, **settings)
+        changed = {name: weights[name] + adapters.delta(name) for name in names}
+        assert final[way] == pytest.approx(judged({**weights, **changed}, "farm2"), rel=1e-4)
+        assert made.finetune_curves[way].tolist() == pytest.approx(adapters.losses)
+    assert made.num_codes == sum(state[name].numel() for name in names)
+
+
+def test_errors_and_bits_are_those_of_every_block_size(made):
+    state = tiny_lm.load("base").state_dict()
+    names = [name for name in state if name.endswith("_proj.weight")]
+    for row, size in enumerate(BLOCK_SIZES):
+        decoded = coded("int4", size, double_quant=False)
+        lost = sum(float((decoded[name] - state[name]).square().sum()) for name in names)
+        assert float(made.mse_by_block[row]) == pytest.approx(lost / made.num_codes, rel=1e-4)
+        assert float(made.bits_by_block[row]) == pytest.approx(bits_per_parameter(size, True))
+    blocks = torch.cat([state[name].flatten() for name in names]).view(-1, 32)
+    counts, edges = np.histogram((blocks / blocks.abs().amax(dim=1, keepdim=True)).numpy(), bins=64, range=(-1, 1))
+    assert (made.normalized_histogram - torch.from_numpy(counts)).abs().sum() <= 4  # a value on an edge may fall aside
+    assert made.histogram_edges.tolist() == pytest.approx(edges.tolist())
+    for name, error, _ in NORMAL:
+        assert made.gaussian_mse[name] == pytest.approx(error, rel=0.05)
+
+
+def test_the_shown_block_and_its_scale_are_the_first_ones(made):
+    weight = tiny_lm.load("base").state_dict()["model.layers.0.self_attn.v_proj.weight"]
+    first = weight.flatten()[:32]
+    assert torch.equal(made.weight, weight)
+    assert made.block_absmax == float(first.abs().max())
+    assert torch.equal(made.absmax, weight.flatten().view(-1, 32).abs().amax(dim=1))
+    assert made.absmax_mean == pytest.approx(float(made.absmax.mean()))
+    assert made.absmax_step == pytest.approx(float((made.absmax - made.absmax.mean()).abs().max()) / 128)
+    assert torch.equal(made.dequantized, coded("int4")["model.layers.0.self_attn.v_proj.weight"])
+    assert len(made.boundaries) == len(made.levels) - 1
 
 
 def test_a_trace_survives_the_store(quick, tmp_path):
