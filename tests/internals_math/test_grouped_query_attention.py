@@ -292,6 +292,15 @@ def test_the_wrong_wiring_harms_the_heads_whose_memory_changed(trace):
     assert moved.tolist() == [False, True, True, False]
     assert ((trace.tiled_head_difference > 0.1) == moved).all()
     torch.testing.assert_close((trace.output_tiled - trace.output_shared).abs(), trace.tiled_difference)
+    assert trace.tiled_head_difference.tolist() == [max(row) for row in trace.tiled_difference.tolist()]
+    assert trace.max_tiled_difference == max(trace.tiled_head_difference.tolist())
+
+
+def test_the_spread_of_a_loss_is_that_of_three_orders_of_the_texts(base, monkeypatch):
+    monkeypatch.setattr(gqa, "uptrain", lambda *_: pytest.fail("all three runs are known"))
+    known = {seed: {"2": 1.0 + seed, "1": 9.0 - seed} for seed in range(3)}
+    spread = gqa._spread(base, 0.05, known)
+    assert {groups: pair.tolist() for groups, pair in spread.items()} == {"2": [1, 3], "1": [7, 9]}
 
 
 def test_the_pictures_belong_together(trace):

@@ -131,6 +131,8 @@ def test_a_cut_vocabulary_takes_any_batch_of_tokens():
     theirs = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
     ours = vocab_parallel_cross_entropy(logits.chunk(4, dim=-1), targets)
     torch.testing.assert_close(ours, theirs.view(2, 3))
+    with pytest.raises(ValueError, match="0..7 over 4 shards"):
+        vocab_parallel_cross_entropy(logits.chunk(4, dim=-1), torch.full((2, 3), 8))
 
 
 @few
