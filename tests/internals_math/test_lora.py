@@ -232,12 +232,6 @@ def made():
         return experiment.run(Config(r=3, lora_alpha=6.0, train_steps=30, module="v_proj", layer=2, seed=1))
 
 
-@pytest.fixture(params=["quick", "made"])
-def either(request):
-    """What holds for every run is asked of one that was trained and of one that was made up."""
-    return request.getfixturevalue(request.param)
-
-
 NAME = "model.layers.2.self_attn.v_proj.weight"
 
 
@@ -259,18 +253,26 @@ def judged(weights, dialect):
     return tiny_lm.evaluate(model, tiny_lm.held_out(20, dialect))
 
 
-def test_the_trace_agrees_with_itself(either):
-    torch.testing.assert_close(either.merged_weight, either.weight + either.lora_delta)
-    torch.testing.assert_close(either.full_weight, either.weight + either.full_delta, atol=1e-6, rtol=0)
-    torch.testing.assert_close(either.rank_one_terms.sum(dim=0), either.lora_delta, atol=1e-6, rtol=1e-4)
-    torch.testing.assert_close(either.coords, either.inputs @ either.lora_A.T, atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(either.outputs, either.inputs @ either.lora_delta.T, atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(either.full_terms.sum(dim=0), truncate_rank(either.full_delta, 4), atol=1e-5, rtol=1e-4)
-    assert either.ranks.tolist() == [1, 2, 3, 4, 8]
-    assert either.parameter_counts["full"] == 12 * 32 * 32
-    assert either.parameter_counts["r=3"] == 12 * 3 * 64
-    assert either.base_weights_changed == 0
-    assert either.max_abs_diff_logits < 1e-4
+def check_agreement(trace):
+    torch.testing.assert_close(trace.merged_weight, trace.weight + trace.lora_delta)
+    torch.testing.assert_close(trace.full_weight, trace.weight + trace.full_delta, atol=1e-6, rtol=0)
+    torch.testing.assert_close(trace.rank_one_terms.sum(dim=0), trace.lora_delta, atol=1e-6, rtol=1e-4)
+    torch.testing.assert_close(trace.coords, trace.inputs @ trace.lora_A.T, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(trace.outputs, trace.inputs @ trace.lora_delta.T, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(trace.full_terms.sum(dim=0), truncate_rank(trace.full_delta, 4), atol=1e-5, rtol=1e-4)
+    assert trace.ranks.tolist() == [1, 2, 3, 4, 8]
+    assert trace.parameter_counts["full"] == 12 * 32 * 32
+    assert trace.parameter_counts["r=3"] == 12 * 3 * 64
+    assert trace.base_weights_changed == 0
+    assert trace.max_abs_diff_logits < 1e-4
+
+
+def test_the_trace_agrees_with_itself(quick):
+    check_agreement(quick)
+
+
+def test_a_trace_that_was_made_up_agrees_with_itself(made):
+    check_agreement(made)
 
 
 def test_what_is_shown_of_a_run_is_read_from_that_run(made):
@@ -384,12 +386,20 @@ def test_history_starts_at_zero_with_a_gradient_for_b_alone(quick):
     assert (quick.history_steps.diff() >= 0).all()
 
 
-def test_twins_differ_in_what_a_cannot_see_and_get_the_same_change(either):
-    first, second = either.twin_inputs
+def check_twins(trace):
+    first, second = trace.twin_inputs
     assert (first - second).norm() > 0.3 * first.norm()
-    torch.testing.assert_close(either.twin_coords[0], either.twin_coords[1], atol=1e-4, rtol=0)
-    torch.testing.assert_close(either.twin_outputs[0], either.twin_outputs[1], atol=1e-4, rtol=0)
-    assert 0.5 < either.invisible_share < 1
+    torch.testing.assert_close(trace.twin_coords[0], trace.twin_coords[1], atol=1e-4, rtol=0)
+    torch.testing.assert_close(trace.twin_outputs[0], trace.twin_outputs[1], atol=1e-4, rtol=0)
+    assert 0.5 < trace.invisible_share < 1
+
+
+def test_twins_differ_in_what_a_cannot_see_and_get_the_same_change(quick):
+    check_twins(quick)
+
+
+def test_twins_of_a_made_up_run_get_the_same_change(made):
+    check_twins(made)
 
 
 def test_spectra_hold_the_same_energy(quick):

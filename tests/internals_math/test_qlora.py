@@ -382,39 +382,49 @@ def made():
         return qlora.trace(Config(code="int4", block_size=32, r=2, layer=0, module="v_proj", train_steps=20))
 
 
-@pytest.fixture(params=["quick", "made"])
-def either(request):
-    """What holds for every run is asked of one that was trained and of one that was made up."""
-    return request.getfixturevalue(request.param)
-
-
-def test_the_trace_agrees_with_itself(either):
-    torch.testing.assert_close(either.error, either.dequantized - either.weight)
-    assert torch.equal(either.block_values, either.weight.flatten()[:32])
-    assert torch.equal(either.block_normalized * either.block_absmax, either.block_values)
-    assert torch.equal(either.codes.flatten()[:32], either.block_codes)
-    assert torch.equal(either.levels[either.block_codes], either.block_levels)
-    torch.testing.assert_close(either.block_dequantized, either.block_levels * either.block_absmax)
-    assert unpack_int4(either.block_packed.to(torch.uint8)).tolist() == either.block_codes.tolist()
-    scales = either.absmax_dequantized.repeat_interleave(32).view(32, 32)
-    torch.testing.assert_close(either.dequantized, scales * either.levels[either.codes])
-    assert torch.equal(either.levels, either.levels_int4)
+def check_agreement(trace):
+    torch.testing.assert_close(trace.error, trace.dequantized - trace.weight)
+    assert torch.equal(trace.block_values, trace.weight.flatten()[:32])
+    assert torch.equal(trace.block_normalized * trace.block_absmax, trace.block_values)
+    assert torch.equal(trace.codes.flatten()[:32], trace.block_codes)
+    assert torch.equal(trace.levels[trace.block_codes], trace.block_levels)
+    torch.testing.assert_close(trace.block_dequantized, trace.block_levels * trace.block_absmax)
+    assert unpack_int4(trace.block_packed.to(torch.uint8)).tolist() == trace.block_codes.tolist()
+    scales = trace.absmax_dequantized.repeat_interleave(32).view(32, 32)
+    torch.testing.assert_close(trace.dequantized, scales * trace.levels[trace.codes])
+    assert torch.equal(trace.levels, trace.levels_int4)
     torch.testing.assert_close(
-        either.absmax_dequantized, either.absmax_mean + either.absmax_step * either.absmax_codes, atol=1e-6, rtol=0
+        trace.absmax_dequantized, trace.absmax_mean + trace.absmax_step * trace.absmax_codes, atol=1e-6, rtol=0
     )
-    torch.testing.assert_close(either.boundaries * 2, either.levels[1:] + either.levels[:-1])
+    torch.testing.assert_close(trace.boundaries * 2, trace.levels[1:] + trace.levels[:-1])
 
 
-def test_one_word_goes_through_the_layer_and_its_gradient_back(either):
-    torch.testing.assert_close(either.base_output, either.dequantized @ either.x)
-    torch.testing.assert_close(either.coords, either.lora_A @ either.x)
-    torch.testing.assert_close(either.adapter_output, qlora.SCALING * either.lora_B @ either.coords)
-    torch.testing.assert_close(either.output, either.base_output + either.adapter_output)
-    torch.testing.assert_close(either.grad_through_base, either.grad_output @ either.dequantized)
-    through_adapter = qlora.SCALING * either.grad_output @ either.lora_B @ either.lora_A
-    torch.testing.assert_close(either.grad_input, either.grad_through_base + through_adapter)
-    assert either.grad_output.norm() > 0
-    assert either.token == tiny_lm.story().split()[experiment.TOKEN - 1]
+def test_the_trace_agrees_with_itself(quick):
+    check_agreement(quick)
+
+
+def test_a_trace_that_was_made_up_agrees_with_itself(made):
+    check_agreement(made)
+
+
+def check_one_word(trace):
+    torch.testing.assert_close(trace.base_output, trace.dequantized @ trace.x)
+    torch.testing.assert_close(trace.coords, trace.lora_A @ trace.x)
+    torch.testing.assert_close(trace.adapter_output, qlora.SCALING * trace.lora_B @ trace.coords)
+    torch.testing.assert_close(trace.output, trace.base_output + trace.adapter_output)
+    torch.testing.assert_close(trace.grad_through_base, trace.grad_output @ trace.dequantized)
+    through_adapter = qlora.SCALING * trace.grad_output @ trace.lora_B @ trace.lora_A
+    torch.testing.assert_close(trace.grad_input, trace.grad_through_base + through_adapter)
+    assert trace.grad_output.norm() > 0
+    assert trace.token == tiny_lm.story().split()[experiment.TOKEN - 1]
+
+
+def test_one_word_goes_through_the_layer_and_its_gradient_back(quick):
+    check_one_word(quick)
+
+
+def test_one_word_goes_through_a_made_up_layer_and_its_gradient_back(made):
+    check_one_word(made)
 
 
 def test_the_shown_word_and_gradients_are_those_of_the_adapted_quantized_model():
@@ -451,30 +461,46 @@ def test_the_shown_word_and_gradients_are_those_of_the_adapted_quantized_model()
         assert norm == pytest.approx(wanted, rel=1e-3)
 
 
-def test_training_touches_adapters_only(either):
-    assert either.base_codes_changed == 0
-    assert either.num_codes == 39_936  # the 21 block matrices
-    assert either.grad_norms["base"] is None
-    assert either.grad_norms["lora_A"] > 0
-    assert either.grad_norms["lora_B"] > 0
+def check_adapters_only(trace):
+    assert trace.base_codes_changed == 0
+    assert trace.num_codes == 39_936  # the 21 block matrices
+    assert trace.grad_norms["base"] is None
+    assert trace.grad_norms["lora_A"] > 0
+    assert trace.grad_norms["lora_B"] > 0
 
 
-def test_statistics_cover_all_weights(either):
-    assert int(either.normalized_histogram.sum()) == either.num_codes
-    assert int(either.normalized_histogram[[0, -1]].sum()) >= either.num_codes / 32  # a largest value in every block
-    assert len(either.histogram_edges) == 65
+def test_training_touches_adapters_only(quick):
+    check_adapters_only(quick)
+
+
+def test_only_made_up_adapters_have_gradients(made):
+    check_adapters_only(made)
+
+
+def check_statistics(trace):
+    assert int(trace.normalized_histogram.sum()) == trace.num_codes
+    assert int(trace.normalized_histogram[[0, -1]].sum()) >= trace.num_codes / 32  # a largest value in every block
+    assert len(trace.histogram_edges) == 65
     for name in CODES:
-        assert float(either.code_usage[name].sum()) == pytest.approx(1)
-        assert either.code_entropy[name] < 4
-        used = either.code_usage[name].double()
-        assert either.code_entropy[name] == pytest.approx(float(-torch.xlogy(used, used).sum() / math.log(2)), abs=1e-5)
-    assert (either.mse_by_block.diff() > 0).all()
-    assert (either.bits_by_block.diff() < 0).all()
-    assert float(either.mse_by_block[1]) == pytest.approx(either.mse["int4"])
+        assert float(trace.code_usage[name].sum()) == pytest.approx(1)
+        assert trace.code_entropy[name] < 4
+        used = trace.code_usage[name].double()
+        assert trace.code_entropy[name] == pytest.approx(float(-torch.xlogy(used, used).sum() / math.log(2)), abs=1e-5)
+    assert (trace.mse_by_block.diff() > 0).all()
+    assert (trace.bits_by_block.diff() < 0).all()
+    assert float(trace.mse_by_block[1]) == pytest.approx(trace.mse["int4"])
     state = tiny_lm.load("base").state_dict()
     decoded = experiment.decode(experiment.quantize_model("nf4", 32, False))
-    lost = sum(float((state[name] - w).square().sum()) for name, w in decoded.items()) / either.num_codes
-    assert either.mse["nf4"] == pytest.approx(lost, rel=1e-4)
+    lost = sum(float((state[name] - w).square().sum()) for name, w in decoded.items()) / trace.num_codes
+    assert trace.mse["nf4"] == pytest.approx(lost, rel=1e-4)
+
+
+def test_statistics_cover_all_weights(quick):
+    check_statistics(quick)
+
+
+def test_statistics_of_a_made_up_run_cover_all_weights(made):
+    check_statistics(made)
 
 
 def coded(code, block_size=32, double_quant=True):
