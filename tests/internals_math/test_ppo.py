@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -47,6 +48,20 @@ def world():
 @pytest.fixture(scope="module")
 def study(world):
     return experiment.study_one_batch(world)
+
+
+@pytest.fixture(scope="module")
+def small_world(world):
+    """Two prompts in place of six, for what goes through all answers many times."""
+    task = preference_task.make_preference_task(world.base, n_prompts=2, seed=SMALL.seed)
+    return replace(
+        world, task=task, reference_probs=world.reference_probs[:2], rewards=task.gold_rewards.double().flatten(1)
+    )
+
+
+@pytest.fixture(scope="module")
+def small_study(small_world):
+    return experiment.study_one_batch(small_world)
 
 
 class TwoWords:
@@ -618,13 +633,13 @@ def test_the_zones_of_the_trace_are_those_of_the_clip(trace):
     assert set(trace.penalty_beta.log2().diff().abs().tolist()) <= {0.0, 1.0}
 
 
-def test_the_line_passes_the_early_policy(study, world):
-    values = experiment.interpolation(study)
+def test_the_line_passes_the_early_policy(small_study, small_world):
+    values = experiment.interpolation(small_study)
     assert values["interpolation_epoch"] == 2
     assert values["interpolation_alpha"][[0, -1]].tolist() == [0, 1.5]
-    path, epsilon = study.paths["unclipped"], world.config.epsilon
+    path, epsilon = small_study.paths["unclipped"], small_world.config.epsilon
     before, after = 26, 27  # alpha = 0.975 and 1.0125
-    histories = experiment.histories(study)
+    histories = experiment.histories(small_study)
     for name, curve in (
         ("interp_cpi", "surrogate_estimate"),
         ("interp_kl", "kl_old_new"),
@@ -633,29 +648,56 @@ def test_the_line_passes_the_early_policy(study, world):
         low, high = values[name][before], values[name][after]
         assert float(low) < float(histories[curve]["unclipped"][2]) < float(high)
         assert float(values[name][0]) == pytest.approx(0, abs=1e-6)
-    advantages = study.plain_advantages
+    advantages = small_study.plain_advantages
     clipped = (clipped_surrogate(path.ratios[2], advantages, epsilon) - advantages).sum(dim=1).mean()
     low, high = sorted(values["interp_clip"][[before, after]].tolist())
     assert low < float(clipped) < high
 
 
-def test_the_full_run_reports_both_ways(world, monkeypatch):
+def test_the_full_run_reports_both_ways(small_world, monkeypatch):
     monkeypatch.setattr(experiment, "INNER_EPOCHS", 3)  # a shorter run
-    values = experiment.full_run(world)
+    values = experiment.full_run(small_world)
     assert values["iterations"].tolist() == [0, 1, 2, 3, 4, 5]
-    policy, probs = experiment.train(world, SMALL.epsilon, done=0, of=5)
-    rewards = ppo.exact_expected_reward(probs[-1].view(6, 112, 112), world.task.gold_rewards.double())
-    kl = ppo.exact_kl(probs[-1].view(6, 112, 112), world.reference_probs.view(6, 112, 112))
+    policy, probs = experiment.train(small_world, SMALL.epsilon, done=0, of=5)
+    rewards = ppo.exact_expected_reward(probs[-1].view(2, 112, 112), small_world.task.gold_rewards.double())
+    kl = ppo.exact_kl(probs[-1].view(2, 112, 112), small_world.reference_probs.view(2, 112, 112))
     assert float(values["learning_curve_reward"]["clip"][-1]) == pytest.approx(float(rewards.mean()))
     assert float(values["learning_curve_kl_ref"]["clip"][-1]) == pytest.approx(float(kl.mean()))
     objective_ = float((rewards - SMALL.beta_ref * kl).mean())
     assert float(values["learning_curve_objective"]["clip"][-1]) == pytest.approx(objective_)
     assert float(values["learning_curve_reward"]["clip"][-1]) > float(values["learning_curve_reward"]["clip"][0]) + 0.1
-    assert probs.shape == (6, 6, 112 * 112)
+    assert probs.shape == (6, 2, 112 * 112)
     assert values["learning_curve_reward"].keys() == {"unclipped", "clip"}
     assert not torch.allclose(*values["learning_curve_reward"].values(), atol=1e-3)
     assert values["tale_loss"].keys() == values["samples"].keys() == {"before", "unclipped", "clip"}
-    assert values["tale_loss"]["before"] == pytest.approx(tiny_lm.evaluate(world.base, tiny_lm.held_out_kind("tale")))
-    torch.testing.assert_close(preference_task.answer_probs(policy, world.task), probs[-1])
+    assert values["tale_loss"]["before"] == pytest.approx(
+        tiny_lm.evaluate(small_world.base, tiny_lm.held_out_kind("tale"))
+    )
+    torch.testing.assert_close(preference_task.answer_probs(policy, small_world.task), probs[-1])
     assert not policy.training
     assert not any(weight.requires_grad for weight in policy.parameters())
+
+
+def test_the_full_run_judges_what_each_way_has_learned(small_world, monkeypatch):
+    policies = {None: tiny_lm.load("base_seed1"), SMALL.epsilon: tiny_lm.load("base")}
+    tables = {epsilon: randn(6, 2, 112 * 112, seed=k).softmax(dim=-1) for k, epsilon in enumerate(policies)}
+    calls = []
+
+    def train(world, epsilon, *, done, of):
+        calls.append((epsilon, done, of))
+        return policies[epsilon], tables[epsilon]
+
+    monkeypatch.setattr(experiment, "train", train)
+    values = experiment.full_run(small_world)
+    assert calls == [(None, 0, 10), (SMALL.epsilon, 5, 10)]  # ten iterations in all
+    gold, reference = small_world.task.gold_rewards.double().flatten(1), small_world.reference_probs
+    for method, probs in (("unclipped", tables[None]), ("clip", tables[SMALL.epsilon])):
+        reward = (probs * gold).sum(dim=2).mean(dim=1)
+        kl = (probs * (probs / reference).log()).sum(dim=2).mean(dim=1)
+        torch.testing.assert_close(values["learning_curve_reward"][method], reward)
+        torch.testing.assert_close(values["learning_curve_kl_ref"][method], kl)
+        torch.testing.assert_close(values["learning_curve_objective"][method], reward - SMALL.beta_ref * kl)
+    models = {"before": small_world.base, "unclipped": policies[None], "clip": policies[SMALL.epsilon]}
+    samples, tale_loss = preference_task.after_words(small_world.task, models, SMALL.seed)
+    assert (values["samples"], values["tale_loss"]) == (samples, tale_loss)
+    assert values["objective_optimum"] == experiment.best_objective(small_world)
