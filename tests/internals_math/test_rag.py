@@ -36,9 +36,10 @@ sizes = st.integers(1, 6)
 seeds = st.integers(0, 1000)
 
 
-@pytest.fixture(scope="module")
-def trace():
-    return trace_store.get(topic)
+@pytest.fixture(scope="module", params=["kept", "anew"])
+def trace(request):
+    """The trace that comes with the project, and one that is computed here and now."""
+    return trace_store.get(topic) if request.param == "kept" else topic.trace(Config())
 
 
 # -- words -------------------------------------------------------------------------------------------------------------
@@ -386,6 +387,49 @@ def test_more_documents_dilute_the_mixture_and_overwhelm_the_prompt(trace):
     assert trace.confidence_by_k[0] - trace.confidence_by_k[-1] > 0.05
     assert trace.fusion_accuracy[0] == 1
     assert (trace.fusion_accuracy[1:] <= 0.5).all()
+
+
+def test_mixtures_of_more_and_more_documents_are_those_of_a_loop(trace):
+    library = experiment.make_library(trace.config)
+    open_book = experiment.read_everything(library).open["B"]
+    retriever, places = experiment.train_retriever(library, trace.config), library.places().tolist()
+    questions = [*enumerate(library.questions(False)), *enumerate(library.questions(True))]
+    assert trace.accuracy_ks.tolist() == list(range(1, 13))
+    for k in (1, 3, 12):
+        right = sure = 0.0
+        for gold, question in questions:
+            cosines = (trace.doc_vectors @ retriever.encode([question])[0]).tolist()
+            best = sorted(range(12), key=lambda index: -cosines[index])[:k]
+            shares = torch.softmax(torch.tensor([cosines[index] for index in best]) / 0.05, dim=0)
+            mixed = sum(share * open_book[gold, index] for share, index in zip(shares, best, strict=True))
+            right += int(mixed.argmax()) == places[gold]
+            sure += float(mixed[places[gold]])
+        assert float(trace.accuracy_by_k[k - 1]) == pytest.approx(right / 24)
+        assert float(trace.confidence_by_k[k - 1]) == pytest.approx(sure / 24, abs=1e-4)
+    assert trace.fusion_documents.tolist() == [1, 2, 3]
+
+
+def test_cells_find_and_cost_what_a_loop_over_the_questions_counts(trace):
+    library = experiment.make_library(trace.config)
+    retriever, docs = experiment.train_retriever(library, trace.config), trace.doc_vectors
+    questions = library.questions(False) + library.questions(True)
+    found, spent = torch.zeros(4, 24), torch.zeros(4, 24)
+    for column, question in enumerate(questions):
+        query = retriever.encode([question])[0]
+        exact = (docs @ query).topk(3).indices
+        nearest = (trace.ivf_centroids @ query).argsort(descending=True)
+        for row in range(4):
+            scored = torch.isin(trace.ivf_assignments, nearest[: row + 1])
+            found[row, column] = scored[exact].sum() / 3  # what is scored at all is among the best of the scored
+            spent[row, column] = 4 + scored.sum()
+    torch.testing.assert_close(trace.ivf_recall, found.mean(dim=1))
+    torch.testing.assert_close(trace.ivf_cost, spent.mean(dim=1))
+    assert trace.border_index == int(found[0].argmin())
+    assert trace.border_text == questions[trace.border_index]
+    shown = questions.index(trace.query_text)
+    for fields, column in ((trace.ivf_found, shown), (trace.border_found, trace.border_index)):
+        torch.testing.assert_close(fields.float().mean(dim=1), found[:, column])
+    assert trace.ivf_query_cost.tolist() == spent[:, shown].tolist()
 
 
 def test_few_cells_cost_less_and_miss_some(trace):
