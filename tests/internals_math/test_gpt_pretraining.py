@@ -513,6 +513,28 @@ def test_the_head_that_looks_ahead_is_found_word_by_word(base):
     torch.testing.assert_close(found["leaky_weights"], whole[:10, :10])
 
 
+def test_the_cheating_run_is_no_longer_than_the_honest_one_and_judged_beside_it(monkeypatch):
+    run, asked = experiment.train(12, 4, 3), []
+
+    def short(steps, snapshots, seed, *, leaky=False):
+        asked.append((steps, snapshots, seed, leaky))
+        return run
+
+    monkeypatch.setattr(experiment, "train", short)
+    monkeypatch.setattr(experiment, "LEAKY_DOCUMENTS", 1)
+    trace = experiment.observe(Config(train_steps=900, snapshots=4, seed=3))
+    assert asked == [(900, 4, 3, False), (300, 4, 3, True)]
+    assert trace.loss_steps.tolist() == trace.leaky_steps.tolist() == [0, 2, 5, 12]
+    judged = run.texts.unread.first(1)
+    for row, model in enumerate(run.models.values()):
+        assert float(trace.leaky_train_loss[row]) == pytest.approx(experiment.reported_loss(model, judged))
+    honest = experiment.honest_loss(run.last, judged, leaky=True)
+    assert float(trace.leaky_honest_loss[-1]) == pytest.approx(honest)
+    assert trace.leaky_floor == judged.entropy_floor
+    assert trace.leaky_below_floor_at == -1  # twelve steps teach no cheating
+    assert trace.snapshot_prefix == trace.tokens[:-1]
+
+
 def test_the_sentence_is_the_same_when_it_is_read_again(trace, base):
     config, ids = Config(), story_ids(10)
     for name, value in (experiment.one_sentence(base, ids, config) | experiment.writing(base, ids, config)).items():

@@ -454,6 +454,33 @@ def test_the_answers_follow_the_library_and_a_wrong_document_misleads(trace):
     assert trace.wrong_doc_answer.max() > 0.9  # confident, and wrong
 
 
+@pytest.mark.parametrize("count", [6, 12])
+def test_both_systems_are_counted_question_by_question(count):
+    library = experiment.make_library(Config(n_docs=count))
+    readings, vectors = experiment.read_everything(library), experiment.train_retriever(library, Config(n_docs=count))
+    open_book, places = readings.open["B"], library.places().tolist()
+    questions = library.questions(False) + library.questions(True)
+    systems = experiment.systems(library, vectors, readings)
+    for row, all_scores in enumerate((
+        experiment.lexical_scores(library),
+        similarity(vectors.encode(questions), vectors.docs[-1]),
+    )):  # fmt: skip
+        found, right, right_and_found = 0.0, 0.0, 0.0
+        for index, scores in enumerate(all_scores.tolist()):
+            gold = index % count
+            best = [doc for doc, score in enumerate(scores) if score == max(scores)]  # equal scores: any of them
+            for doc in best:
+                correct = int(open_book[gold, doc].argmax()) == places[gold]
+                found += (doc == gold) / len(best)
+                right += correct / len(best)
+                right_and_found += (doc == gold and correct) / len(best)
+        assert float(systems.recall_at_1[row]) == pytest.approx(found / len(questions), abs=1e-6)
+        assert float(systems.accuracy[row]) == pytest.approx(right / len(questions), abs=1e-6)
+        assert float(systems.accuracy_hit[row]) == pytest.approx(right_and_found / found, abs=1e-6)
+        missed = (right - right_and_found) / (len(questions) - found) if round(len(questions) - found, 9) else math.nan
+        assert float(systems.accuracy_miss[row]) == pytest.approx(missed, abs=1e-6, nan_ok=True)
+
+
 def test_accuracy_is_recall_times_hits_and_the_rest_times_misses(trace):
     table = trace.systems
     for row in range(len(table.name)):
