@@ -1,11 +1,12 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from internals_math import quantization, tiny_lm, trace_store
+from internals_math import progress, quantization, tiny_lm, trace_store
 from internals_math import quantization_experiment as experiment
 from internals_math.quantization import (
     Config,
@@ -414,9 +415,31 @@ def test_what_makes_no_sense_is_refused_with_a_reason(call, message):
 # -- the tiny LM in few bits -------------------------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module", params=["kept", "anew"])
+def default(request):
+    """The trace that comes with the project, and one whose quick parts are computed here and now."""
+    kept = trace_store.get(quantization)
+    if request.param == "kept":
+        return kept
+    parts = (experiment.number_line, experiment.granularities, experiment.loud_channel, experiment.error_feedback)
+    values = experiment.code_books() | {name: value for part in parts for name, value in part(kept.config).items()}
+    return replace(kept, **values)
+
+
 @pytest.fixture(scope="module")
-def default():
-    return trace_store.get(quantization)
+def heard():
+    """What the run below said of its progress."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def whole(heard):
+    """The whole model in 2 and 4 bits, judged on few texts."""
+    with pytest.MonkeyPatch.context() as patch, progress.listening(lambda *news: heard.append(news)):
+        patch.setattr(experiment, "BITS", (2, 4))
+        patch.setattr(experiment, "SAMPLES", (4, 2))
+        patch.setattr(experiment, "HELD_OUT", 10)
+        return experiment.whole_model(Config(calibration_sequences=4))
 
 
 def test_the_number_line_agrees_with_itself(default):
@@ -523,6 +546,12 @@ def test_the_integers_of_both_lanes_are_those_of_the_loudest_entry_of_each_token
     torch.testing.assert_close(default.y_exact, (quiet @ weight.T)[:, :8], atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(default.y_lane, quiet[:, dim, None] * weight[:8, dim], atol=1e-4, rtol=1e-4)
     assert default.outlier_scales.tolist() == sorted(default.outlier_scales.tolist())
+    louder = default.outlier_scales.tolist().index(default.config.outlier_scale)
+    readers = weight.clone()
+    readers[:, dim] /= default.config.outlier_scale
+    for threshold, errors in ((None, default.y_rmse_naive), (6.0, default.y_rmse_split)):
+        miss = int8_matmul(x, readers, threshold).output - quiet @ weight.T
+        assert float(errors[louder]) == pytest.approx(float(miss.square().mean().sqrt()), rel=1e-3)
 
 
 def test_gptq_moves_the_weights_further_and_the_output_less(default):
@@ -567,6 +596,47 @@ def test_the_errors_of_gptq_and_of_plain_rounding_are_those_on_the_calibration_t
 def test_gptq_lowers_the_output_error_of_nearly_every_matrix(default):
     assert len(default.layer_names) == 21
     assert default.layers_improved >= 20
+
+
+def test_the_whole_model_is_judged_with_every_matrix_rounded(whole):
+    base = tiny_lm.load("base")
+    state, config, corpus = base.state_dict(), Config(calibration_sequences=4), tiny_lm.held_out(10)
+    names = [name for name in state if name.endswith("_proj.weight")]
+
+    def judged(changed):
+        return tiny_lm.evaluate(tiny_lm.copy_of(base, {**state, **changed}).requires_grad_(False), corpus)
+
+    assert whole["loss_fp32"] == judged({})
+    assert whole["entropy_floor"] == corpus.entropy_floor
+    assert whole["bits_axis"].tolist() == [2, 4]
+    table = whole["methods"]
+    torch.testing.assert_close(table.excess, table.loss - whole["loss_fp32"])
+    for column, bits in enumerate((2, 4)):
+        for row, group in enumerate((None, config.group_size)):
+            changed = {}
+            for name in names:
+                blocks = state[name].view(-1, group or state[name].shape[1])
+                step = blocks.abs().amax(dim=1, keepdim=True) / (2 ** (bits - 1) - 1)
+                changed[name] = ((blocks / step).round() * step).view_as(state[name])
+            assert float(table.loss[row, column]) == pytest.approx(judged(changed), rel=1e-4)
+    found, errors = experiment.gptq_model(config, 4, experiment.calibration(config))
+    assert float(table.loss[2, 1]) == pytest.approx(judged(found), rel=1e-4)
+    assert whole["layer_err_rtn"].tolist() == pytest.approx([plain for plain, _ in errors.values()])
+    assert whole["layer_err_gptq"].tolist() == pytest.approx([improved for _, improved in errors.values()])
+    assert whole["layers_improved"] == sum(improved < plain for plain, improved in errors.values())
+    assert whole["sample_names"] == ("float32", "4 bits", "2 bits")
+    assert whole["samples"][0] == tiny_lm.generate(base, [tiny_lm.PROMPT], 24)[0] != whole["samples"][2]
+    assert whole["num_quantized"] == sum(state[name].numel() for name in names)
+    assert whole["bytes_fp32"] == 4 * whole["num_params"] == 4 * 43_744
+
+
+def test_progress_is_told_up_to_the_end(whole, heard):
+    assert heard == [("quantizing the model", done, 2) for done in (1, 2)]
+    heard.clear()
+    with pytest.MonkeyPatch.context() as patch, progress.listening(lambda *news: heard.append(news)):
+        patch.setattr(experiment, "HELD_OUT", 2)
+        experiment.loud_channel(Config())
+    assert heard == [("multiplying in 8 bits", done, 2) for done in (1, 2)]
 
 
 def test_the_model_keeps_talking_at_four_bits_and_breaks_at_two(default):
