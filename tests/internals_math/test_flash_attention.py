@@ -350,6 +350,8 @@ def test_other_tiles_are_recorded_with_gaps_where_a_tile_is_cut_off(config):
     assert (r, c) == (config.block_q, config.block_k)
     tiles = -(-config.num_tokens // r) * -(-config.num_tokens // c)
     assert steps + len(shown.skipped_i) == tiles
+    expected = (shown.tile_scores - shown.running_max[:, :, None]).exp()  # NaN where nothing is visible, not 0
+    torch.testing.assert_close(shown.tile_weights, expected, equal_nan=True)
     for step in range(steps):
         height = min(r, config.num_tokens - r * int(shown.tile_i[step]))
         assert shown.running_sum[step].isfinite().sum() == height
