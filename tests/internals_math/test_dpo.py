@@ -37,7 +37,10 @@ def either_trace(request):
 
 @pytest.fixture(scope="module")
 def short_run():
-    return dpo_experiment.train(Config(n_pairs=128, train_steps=22))
+    """A short run whose prompts pay differently, so that what is read of the wrong one is noticed."""
+    run = dpo_experiment.train(Config(n_pairs=128, train_steps=22))
+    run.rewards = run.rewards * torch.linspace(1, 0.5, len(run.rewards), dtype=torch.float64)[:, None]
+    return run
 
 
 @pytest.fixture(scope="module")

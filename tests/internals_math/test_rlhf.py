@@ -1,5 +1,6 @@
 import copy
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -68,6 +69,7 @@ def made_run():
     policy = tiny_lm.copy_of(base).requires_grad_(False)
     policy.model.norm.weight *= 0.9
     task = preference_task.make_preference_task(base, n_prompts=2, seed=1)
+    task = replace(task, gold_rewards=task.gold_rewards * torch.tensor([1, 0.5])[:, None, None])
     config = Config(n_comparisons=256, rl_steps=22, seed=1)
     generator, gold = torch.Generator().manual_seed(1), task.gold_rewards.double().flatten(1)
     run = rlhf_experiment.Run(config, task, base, generator, gold, preference_task.answer_probs(base, task), sft)
