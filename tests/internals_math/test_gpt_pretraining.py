@@ -131,6 +131,13 @@ def test_a_sequence_is_as_likely_as_the_product_of_its_tokens():
     torch.testing.assert_close(sequence_log_prob(logits, labels).exp(), torch.tensor(expected, dtype=torch.float64))
 
 
+def test_a_sequence_has_its_own_probability_alone_and_in_batches_of_batches():
+    logits, ids = logits_and_labels()
+    whole = sequence_log_prob(logits, ids)
+    torch.testing.assert_close(torch.stack([sequence_log_prob(*pair) for pair in zip(logits, ids, strict=True)]), whole)
+    torch.testing.assert_close(sequence_log_prob(logits[:, None], ids[:, None]), whole[:, None])
+
+
 def test_equally_likely_words_have_a_perplexity_of_their_number():
     surprise = target_surprisal(torch.zeros(4, 8), torch.tensor([0, 1, 2, 7]))
     assert perplexity(float(surprise.mean())) == pytest.approx(8, rel=1e-5)
