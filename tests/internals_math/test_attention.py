@@ -392,6 +392,10 @@ def test_every_picture_of_the_trace_follows_from_the_one_before(trace):
     shares = trace.score_powers / trace.power_sum
     torch.testing.assert_close(shares, trace.weights[trace.query_position, : trace.num_visible])
     torch.testing.assert_close(trace.weight_sums, torch.ones(len(trace.tokens)))
+    past = torch.ones(len(trace.tokens), len(trace.tokens), dtype=torch.bool).tril()
+    for whole, seen in ((trace.scores, trace.scores_seen), (trace.weights, trace.weights_seen)):
+        assert torch.equal(seen.isnan(), ~past)
+        assert torch.equal(seen[past], whole[past])
     torch.testing.assert_close(trace.weights @ trace.v, trace.outputs)
     torch.testing.assert_close(trace.partial_outputs[-1], trace.outputs[trace.query_position])
     assert trace.partial_weights[-1] == pytest.approx(1)
