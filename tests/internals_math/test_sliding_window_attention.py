@@ -318,7 +318,10 @@ def test_the_ring_of_the_video_wraps_and_agrees_with_the_mask(shown):
     assert shown.ring_positions[5].tolist() == [4, 5, 2, 3]
     assert shown.max_abs_diff_ring < 1e-5
     torch.testing.assert_close(shown.ring_weights.nan_to_num().sum(dim=1), torch.ones(16))
-    assert torch.equal(shown.ring_keys.isnan()[:, :, 0], shown.ring_positions < 0)
+    empty = shown.ring_positions < 0
+    assert torch.equal(shown.ring_keys.isnan()[:, :, 0], empty)
+    assert torch.equal(shown.ring_values.isnan()[:, :, 0], empty)
+    assert torch.equal(shown.ring_weights.isnan(), empty)  # nothing to look at, not a look of 0
 
 
 def test_the_loss_falls_with_the_window_until_nothing_is_cut_off(shown):
