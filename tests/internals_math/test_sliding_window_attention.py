@@ -363,3 +363,16 @@ def test_the_kernel_of_the_video_ends_at_its_reach(shown):
         assert kernel[: reach + 1].sum() == pytest.approx(1, abs=1e-6)
         assert kernel[reach + 1 :].isnan().all()
         assert not math.isnan(kernel[reach])
+
+
+def test_mistral_reads_as_far_as_its_layers_relay_and_keeps_a_window(shown):
+    assert (shown.real_name, shown.real_layers, shown.real_window) == ("Mistral-7B", 32, 4096)
+    assert shown.real_reach == 32 * 4095
+    # keys and values of 8 heads of 128 in two bytes, in every layer
+    assert shown.real_cache_bytes.tolist() == [2 * 32 * 8 * 128 * 2 * length for length in (shown.real_length, 4096)]
+
+
+def test_the_masks_of_the_mixed_stack_are_five_bands_and_a_triangle(shown):
+    past = torch.ones(16, 16).tril()
+    assert torch.equal(shown.hybrid_masks[5], past)
+    assert all(torch.equal(mask, past.triu(-3)) for mask in shown.hybrid_masks[:5])
