@@ -45,9 +45,17 @@ TOKENS = torch.logspace(8, 11, 5, dtype=torch.float64)
 N, D = (axis.flatten() for axis in torch.meshgrid(SIZES, TOKENS, indexing="ij"))
 
 
-@pytest.fixture(scope="module")
-def trace():
-    return trace_store.get(chinchilla)
+@pytest.fixture(scope="module", params=["kept", "anew"])
+def trace(request):
+    """The trace that comes with the project, and one whose pictures of the law are computed here and now."""
+    kept = trace_store.get(chinchilla)
+    if request.param == "kept":
+        return kept
+    slow = {name: getattr(kept, name) for name in kept.__dataclass_fields__ if name.startswith(("tiny_", "fit_"))}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(chinchilla_experiment, "tiny_laws", lambda config: slow | {"entropy_floor": kept.entropy_floor})
+        patch.setattr(chinchilla_experiment, "two_fits", lambda law, compute, seed: {})
+        return chinchilla.trace(Config())
 
 
 # -- the best use of a budget ------------------------------------------------------------------------------------------
