@@ -25,8 +25,7 @@ class MultiLatentAttention(TopicScene):
     notation = ("DeepSeek-V2", "DeepSeek-67B")
     takeaway = "Cache one short latent for each word, and move the matrices to the query: keys are never unpacked."
     loop_alt = (
-        "An up-projection matrix moves from the cached keys to the query while the attention score stays exactly "
-        "the same."
+        "An up-projection matrix moves from the cached keys to the query while the attention score stays the same."
     )
 
     # -- chapter 1 --------------------------------------------------------------------------------------------------
