@@ -102,11 +102,12 @@ class GroupedQueryAttention(TopicScene):
         self.add(*stage.parts())
         self.hold(0.5)
         for groups in (SOME, ONE, SOME, ALL):
-            self.turn(stage, groups, seconds=0.5)  # short: every picture of the way costs the GIF 14 kB
-            self.hold(0.7)
+            self.turn(stage, groups, seconds=0.32)  # short: every picture of the way costs the GIF 9 kB
+            self.hold(0.9)
 
     def turn(self, stage: "DialStage", groups: str, *, seconds: float = 1.5) -> None:
         """Turn the dial: wires swing, memories slide together or apart; once there, the bar snaps to their bytes."""
+        fade = min(0.3, seconds / 2)
         merging = int(groups) < len(stage.wiring.memories)
         before, after = stage.wiring.memories, stage.wiring.memories_for(groups)
         finer = stage.wiring.groups if merging else groups
@@ -117,15 +118,15 @@ class GroupedQueryAttention(TopicScene):
         if merging:
             moves = [memory.animate.move_to(after[parent[k]]) for k, memory in enumerate(before)]
             self.play(*moves, *changes, run_time=seconds)
-            self.play(FadeIn(*after), FadeOut(*before), stage.bill(groups), run_time=0.3)
+            self.play(FadeIn(*after), FadeOut(*before), stage.bill(groups), run_time=fade)
         else:
             places = [memory.get_center() for memory in after]
             for k, memory in enumerate(after):
                 memory.move_to(before[parent[k]])
-            self.play(FadeIn(*after), FadeOut(*before), run_time=0.3)
+            self.play(FadeIn(*after), FadeOut(*before), run_time=fade)
             moves = [memory.animate.move_to(place) for memory, place in zip(after, places, strict=True)]
             self.play(*moves, *changes, run_time=seconds)
-            self.play(stage.bill(groups), run_time=0.3)
+            self.play(stage.bill(groups), run_time=fade)
         stage.wiring.memories, stage.wiring.groups = after, groups
 
     # -- chapter 3 --------------------------------------------------------------------------------------------------
