@@ -86,6 +86,14 @@ ROWS = (
     Published("best size for it, refitted", _at_gopher(BESIROGLU_2024, 0), 72.4e9, 0.01, BESIROGLU),
     Published("best number of tokens for it, refitted", _at_gopher(BESIROGLU_2024, 1), 1.33e12, 0.01, BESIROGLU),
     *map(_tokens_of_row, TABLE_3),
+    Published(
+        "best run of 175B parameters, in Gopher's budgets", lambda: training_flops(175e9, 3.7e12) / GOPHER_BUDGET, 6.7,
+        0.01, f"{HOFFMANN}, table 3",
+    ),
+    Published(
+        "best run of 280B parameters, in Gopher's budgets", lambda: training_flops(280e9, 5.9e12) / GOPHER_BUDGET, 17.2,
+        0.01, f"{HOFFMANN}, table 3",
+    ),
     Published("FLOPs of GPT-3", lambda: training_flops(*GPT_3), 3.14e23, 0.01, GPT_3_PAPER),
     Published(
         "GPT-3 above its best size", lambda: float(overparameterization(*GPT_3, HOFFMANN_2022)), 5.7, 0.01, HOFFMANN

@@ -48,8 +48,22 @@ ROWS = (
     Published(
         "own keys, elements per layer", _row("elements_per_layer", "DeepSeek-V2 with own keys"), 32_768, 0, CONFIG
     ),
+    Published(
+        "own keys, times as much",
+        lambda: _row("elements", "DeepSeek-V2 with own keys")() / _row("elements", "DeepSeek-V2")(),
+        56.9,
+        0.001,
+        "32,768 / 576",
+    ),
     Published("V2-Lite, elements per token", _row("elements", "DeepSeek-V2-Lite"), 15_552, 0, CONFIG),
     Published("V2-Lite, printed as", _row("elements", "DeepSeek-V2-Lite"), 15.6e3, 0.0035, f"{PAPER}, appendix"),
+    Published(
+        "V2-Lite with own keys, elements per token",
+        _row("elements", "DeepSeek-V2-Lite with own keys"),
+        110_592,
+        0,
+        "27 layers x 16 heads x 2 x 128",
+    ),
     Published(
         "V2-Lite with own keys, printed as",
         _row("elements", "DeepSeek-V2-Lite with own keys"),

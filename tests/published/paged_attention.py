@@ -86,6 +86,7 @@ ROWS = (
     Published("OPT-13B, 2,048 tokens (up to 1.6 GB)", lambda: 2048 * _per_token(), 1_677_721_600, 0, SECTION_3),
     Published("slots of the 13B model, 12 GB (15.7K)", _slots("opt-13b", 12), 15_728, 0, TABLE_1),
     Published("slots of the 66B model, 21 GB (rounded)", _slots("opt-66b", 21), 9_700, 0.02, TABLE_1),
+    Published("the same, counted", _slots("opt-66b", 21), 9_557, 0, "21 * 2^30 / (2 * 64 * 9216 * 2) by hand"),
     Published("slots of the 175B model, 264 GB (60.1K)", _slots("opt-175b", 264), 60_074, 0, TABLE_1),
     Published("request A: never used of 2,048", _never_used(7, 3, 2048), 2_038, 0, FIG_3),
     Published("request B: never used of 512", _never_used(3, 2, 512), 507, 0, FIG_3),
