@@ -18,6 +18,7 @@ from internals_math.dpo import (
     reward_kl_frontier,
     sequence_log_probs,
 )
+from tests.internals_math.policies import divergence, places_of, worth
 from tests.oracles import randn
 
 betas = st.floats(0.05, 2)
@@ -226,23 +227,6 @@ def test_a_setting_out_of_its_range_is_refused(setting):
 
 
 # -- what the trace says of a run --------------------------------------------------------------------------------------
-
-
-def places_of(answers):
-    """Where answers of two words stand among all."""
-    return torch.tensor(
-        [ids[0] * tiny_lm.VOCAB_SIZE + ids[1] for ids in (tiny_lm.encode(a, bos=False) for a in answers)]
-    )
-
-
-def divergence(policy, reference):
-    """KL(policy ‖ reference), averaged over the prompts."""
-    return float(torch.nn.functional.kl_div(reference.log(), policy, reduction="none").sum(dim=1).mean())
-
-
-def worth(policy, rewards):
-    """The expected reward, averaged over the prompts."""
-    return float((policy * rewards).sum(dim=1).mean())
 
 
 def test_bars_are_looked_up_in_the_policies_after_the_shown_prompt(short_run, short_trace):
