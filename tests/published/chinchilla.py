@@ -87,12 +87,12 @@ ROWS = (
     Published("best number of tokens for it, refitted", _at_gopher(BESIROGLU_2024, 1), 1.33e12, 0.01, BESIROGLU),
     *map(_tokens_of_row, TABLE_3),
     Published(
-        "best run of 175B parameters, in Gopher's budgets", lambda: training_flops(175e9, 3.7e12) / GOPHER_BUDGET, 6.7,
-        0.01, f"{HOFFMANN}, table 3",
+        "best run of 175B parameters, in Gopher's budgets",
+        lambda: training_flops(175 * 10**9, 37 * 10**11) / GOPHER_BUDGET, 6.7, 0.01, f"{HOFFMANN}, table 3",
     ),
     Published(
-        "best run of 280B parameters, in Gopher's budgets", lambda: training_flops(280e9, 5.9e12) / GOPHER_BUDGET, 17.2,
-        0.01, f"{HOFFMANN}, table 3",
+        "best run of 280B parameters, in Gopher's budgets",
+        lambda: training_flops(280 * 10**9, 59 * 10**11) / GOPHER_BUDGET, 17.2, 0.01, f"{HOFFMANN}, table 3",
     ),
     Published("FLOPs of GPT-3", lambda: training_flops(*GPT_3), 3.14e23, 0.01, GPT_3_PAPER),
     Published(
