@@ -101,6 +101,8 @@ def test_the_softmax_may_run_over_any_axis():
     expected = masked_softmax(scores.mT, mask.mT).mT
     torch.testing.assert_close(masked_softmax(scores, mask, dim=-2), expected)
     torch.testing.assert_close(masked_softmax(scores, mask, dim=1), expected)
+    with pytest.raises(IndexError, match="out of range"):  # the mask has no first axis of its own to look along
+        masked_softmax(scores, mask, dim=0)
 
 
 @given(st.integers(0, 20), st.floats(-1e4, 1e4))

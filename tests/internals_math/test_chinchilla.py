@@ -203,6 +203,21 @@ def test_starts_may_be_given_and_the_objective_is_a_sum_whatever_was_minimized()
     assert not summed.converged
 
 
+def test_the_slope_that_ends_a_search_is_that_of_what_is_minimized():
+    losses = parametric_loss(N, D, BESIROGLU_2024)
+    start = torch.tensor([0.6, 6.2, 7.6, 0.35, 0.36], dtype=torch.float64, requires_grad=True)
+    e, a, b, alpha, beta = start
+    terms = torch.stack([e.expand(len(N)), a - alpha * N.log(), b - beta * D.log()])
+    residuals = terms.logsumexp(dim=0) - losses.log()
+    for how, objective in (("sum", huber(residuals, 1e-3).sum()), ("mean", huber(residuals, 1e-3).mean())):
+        slope = float(torch.autograd.grad(objective, start, retain_graph=True)[0].abs().max())
+        stays, moves = (
+            fit_parametric_loss(N, D, losses, init_grid=start.detach()[None], reduction=how, gtol=gtol, ftol=1.0)
+            for gtol in (1.01 * slope, 0.99 * slope)
+        )
+        assert (stays.n_iterations, moves.n_iterations) == (0, 1)
+
+
 @pytest.mark.parametrize("growing", [N, D])
 def test_losses_that_rise_with_size_or_data_have_no_law(growing):
     falling = D if growing is N else N
@@ -470,6 +485,8 @@ def test_the_two_lines_of_advice_start_together_and_part(trace):
     ratio = trace.kaplan_n / trace.chinchilla_n
     assert (ratio.diff() > 0).all()
     torch.testing.assert_close(ratio, (trace.advice_compute / 1.92e19) ** 0.23)
+    # from the smallest budget of 2203.15556, table 3
+    assert trace.advice_compute[[0, -1]].tolist() == pytest.approx([1.92e19, 1e26])
 
 
 def test_a_fit_that_stops_early_gives_other_advice(trace):

@@ -289,6 +289,17 @@ def test_the_batch_size_multiplies_the_reading_of_the_cache_and_not_that_of_the_
     assert torch.equal(two["weights_us"], one["weights_us"])
 
 
+def test_the_times_of_a_step_are_its_bytes_and_flops_over_those_of_the_datasheet():
+    times = mqa.long_times(128)
+    # At 1024 words: 128 texts of 1024 keys and values of 8 heads of 128 numbers, and four matrices of 1024 x 1024, each
+    # number 2 bytes of 2039 GB/s; per text, the matrices and 2 x 1024 words x 1024 numbers at 2 FLOPs of 312 TFLOPS.
+    assert float(times["cache_us_mha"][-1]) == pytest.approx(128 * 1024 * 2 * 8 * 128 * 2 / 2.039e6, rel=1e-6)
+    assert float(times["weights_us"][-1]) == pytest.approx(4 * 1024 * 1024 * 2 / 2.039e6, rel=1e-6)
+    assert float(times["multiply_us"][-1]) == pytest.approx(
+        128 * (4 * 1024 * 1024 + 2 * 1024 * 1024) * 2 / 312e6, rel=1e-6
+    )
+
+
 def test_the_config_is_checked():
     with pytest.raises(ValueError, match=r"num_tokens must be in 4\.\.12, got 13"):
         Config(num_tokens=13)
