@@ -15,7 +15,9 @@ from typing import Any, NoReturn
 import numpy as np
 from torch import Tensor
 
-_OPEN, _MIDDLE, _CLOSE = "\ue000", "\ue001", "\ue002"
+from scenes.kit import typed_numbers
+
+_OPEN, _MIDDLE, _CLOSE = typed_numbers.OPEN, "\ue001", typed_numbers.CLOSE
 _MARKED = re.compile(f"{_OPEN}([^{_MIDDLE}]*){_MIDDLE}([^{_CLOSE}]*){_CLOSE}")
 
 
@@ -145,7 +147,8 @@ class Traced:
         )
 
     __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = _refuse  # type: ignore[assignment]
-    __truediv__ = __rtruediv__ = __matmul__ = __pow__ = __neg__ = __abs__ = _refuse  # type: ignore[assignment]
+    __truediv__ = __rtruediv__ = __floordiv__ = __rfloordiv__ = __mod__ = __rmod__ = _refuse  # type: ignore[assignment]
+    __matmul__ = __rmatmul__ = __pow__ = __rpow__ = __neg__ = __abs__ = __round__ = _refuse  # type: ignore[assignment]
 
 
 class TracedText(str):
@@ -237,31 +240,49 @@ _notation: tuple[str, ...] = ()
 
 
 def allow_notation(names: Iterable[str]) -> None:
-    """Let texts hold these proper names with digits that are no data ("Llama-2-7B"); replaces the earlier list."""
+    """Let texts hold these proper names with digits that are no data ("Llama-2-7B"); replaces the earlier list.
+
+    Raises:
+        ValueError: one of them is a number and no name ("37", "loss 0.37").
+    """
     global _notation
-    _notation = tuple(sorted(names, key=len, reverse=True))
+    listed = tuple(sorted(names, key=len, reverse=True))
+    for name in listed:
+        if not typed_numbers.is_name(name):
+            raise ValueError(
+                f"{name!r} in the scene's `notation` is a number and no name such as 'FP16' or 'Gemma 3': "
+                "format a traced value (f'{self.trace.field:.2f}')"
+            )
+    _notation = listed
 
 
 def read_text(text: str, *, lone_digits: bool = False) -> ReadText:
     """Take the marks out of `text`: words with formatted traced values in them.
 
     Args:
-        lone_digits: let digits pass that are no part of a longer number, as in a formula's x².
+        lone_digits: it is the source of a formula; let digits pass that are no part of a longer number, as in x².
 
     Raises:
-        ValueError: digits that are neither a formatted traced value nor part of a listed name.
+        ValueError: a number, in digits or in words, that is neither a formatted traced value nor part of a listed name;
+            or something beside a traced value that makes another number of it.
     """
     parts = [(match[2], match[1]) for match in _MARKED.finditer(text)]
     if isinstance(text, TracedText):
         return ReadText(str(text), ((str(text), text.origin),))
     plain = _MARKED.sub(lambda match: match[2], text)
-    rest = _MARKED.sub("", text)
-    for name in _notation:
-        rest = rest.replace(name, "")
-    digits = re.search(r"\S*[0-9]\.?[0-9]\S*" if lone_digits else r"\S*[0-9]\S*", rest)
-    if digits:
+    values = _MARKED.sub(lambda match: f"{_OPEN}{match[2]}{_CLOSE}", text)
+    altered = typed_numbers.altered_in_formula(values) if lone_digits else typed_numbers.altered(values)
+    if altered:
         raise ValueError(
-            f"{digits[0]!r} in {plain!r} has no origin: format a traced value (f'{{self.trace.field:.2f}}'), "
+            f"{altered!r} in {plain!r} is another number than the traced value: part them, or use a format"
+        )
+    rest = _MARKED.sub(" ", text)
+    for name in _notation:
+        rest = rest.replace(name, " ")
+    typed = typed_numbers.typed_in_formula(rest) if lone_digits else typed_numbers.typed(rest)
+    if typed:
+        raise ValueError(
+            f"{typed!r} in {plain!r} has no origin: format a traced value (f'{{self.trace.field:.2f}}'), "
             "or list a proper name in the scene's `notation`"
         )
     return ReadText(plain, tuple(parts))
@@ -276,7 +297,14 @@ def format_number(value: float, spec: str = "") -> str:
     """Write a number with a true minus sign, no negative zero, and powers of ten as such.
 
     Besides Python's own formats: `binary` (524288 -> 512 KiB), `count` (43744 -> 43.7 K), `.1e` (3.2 × 10⁻⁷).
+
+    Raises:
+        ValueError: the value is infinite or no number, or the format is not decimal.
     """
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{value} is no number that can be written")
+    if spec[-1:] in ("b", "c", "o", "x", "X"):
+        raise ValueError(f"a number is written in decimal, got the format {spec!r}")
     if spec == "binary":
         step = 0
         while abs(value) >= 1024 and step < len(_BINARY) - 1:

@@ -17,7 +17,7 @@ from scenes.kit.picture import Picture
 from scenes.kit.recorder import record
 from scenes.kit.tensor_grid import TensorGrid
 from scenes.kit.topic_scene import TopicScene, chapter, loop
-from scenes.kit.traced import Traced, traced
+from scenes.kit.traced import Traced, mark, traced
 from scripts.pipeline.checks.layout import check_contrast
 from scripts.pipeline.checks.origins import Fields, shows
 from scripts.pipeline.checks.pixels import FRAME_RATE, check_gif, check_pixels, flashes, relative_luminance
@@ -126,6 +126,27 @@ def test_a_value_that_is_computed_and_given_a_false_origin_is_found():
 def test_colors_of_forged_values_are_found():
     found = rules(showing(lambda s: TensorGrid(Traced("numbers", NUMBERS.numpy() * 2), number=None)))
     assert found == [("value", "its values are not those of numbers")]
+
+
+@pytest.mark.parametrize("words", ["37 nats", "37 colors", "7 heads"])
+def test_a_number_among_words_is_no_drawing_of_many_values(words):
+    assert rules(showing(lambda s: Label(mark(words, "numbers"))))
+
+
+def test_a_title_with_a_number_in_it_is_found():
+    class One(TopicScene):
+        """Is it found?"""
+
+        core = CORE
+        takeaway = "Yes."
+
+        @chapter("Only ⅓ is left")
+        def one(self):
+            """One."""
+            self.say("A beat.")
+
+    found = check_recording(record(One, "one", trace=CORE.Trace(CORE.Config(), NUMBERS, NUMBERS[:1])))
+    assert [(one.rule, one.message) for one in found] == [("origin", "'⅓' in 'Only ⅓ is left' has no origin")]
 
 
 def test_a_field_that_does_not_exist_is_found():

@@ -12,13 +12,14 @@ from internals_math import trace_store
 from scenes.kit.formula import FormulaPart
 from scenes.kit.picture import Data, Picture
 from scenes.kit.recorder import TEXT, Drawn, Recording
+from scenes.kit.typed_numbers import typed
 from scripts.pipeline.checks import Finding, finding
 from scripts.pipeline.checks.stillness import still_things
 
 RULE = "origin"
 VALUE = "value"
 # What the ledger writes for something that is drawn but not written: "curve", "12 colors".
-_PICTORIAL = re.compile(r"([0-9]+ )?[a-z][a-z ]*")
+_PICTORIAL = re.compile(r"[a-z][a-z ]*|[0-9]+ (colors|dots|slots)")
 _SUPERSCRIPTS = str.maketrans("⁻⁰¹²³⁴⁵⁶⁷⁸⁹−", "-0123456789-")
 _SCALES = {"B": 1.0, "KiB": 2.0**10, "MiB": 2.0**20, "GiB": 2.0**30, "TiB": 2.0**40, "PiB": 2.0**50}
 _SCALES |= {"K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15, "%": 0.01, "°": 1.0, "": 1.0}
@@ -65,17 +66,17 @@ def _untraced(thing: Drawn, notation: Sequence[str]) -> Iterator[str]:
         return
     if not thing.ledger and not type(picture).draw.__module__.startswith("scenes.kit."):
         yield "draws shapes but says in `ledger` of no data what they are"
-    written = {shown for shown, _ in thing.ledger}
+    written = {shown for shown, _ in thing.ledger if not _PICTORIAL.fullmatch(shown)}
     allowed = sorted({*written, *thing.instrument, *notation}, key=len, reverse=True)
     for mark in thing.marks:
-        if mark.kind != TEXT or mark.text in written or not re.search("[0-9]", mark.text):
+        if mark.kind != TEXT or mark.text in written:
             continue
         rest = mark.text
         for part in allowed:
-            rest = rest.replace(part, "")
-        number = re.search(r"\S*[0-9]\S*", rest)
+            rest = rest.replace(part, " ")
+        number = typed(rest)
         if number:
-            yield f"{number[0]!r} in {mark.text!r} has no origin"
+            yield f"{number!r} in {mark.text!r} has no origin"
 
 
 class Fields:

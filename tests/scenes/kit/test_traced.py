@@ -1,3 +1,5 @@
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -44,7 +46,13 @@ def test_every_cell_of_every_view_still_names_its_own_place(row, column, flip):
     assert float(cell) == row * 6 + column
 
 
-@pytest.mark.parametrize("compute", [lambda v: v + 1, lambda v: 2 * v, lambda v: v - v, lambda v: -v, lambda v: v / 2])
+@pytest.mark.parametrize(
+    "compute",
+    [
+        lambda v: v + 1, lambda v: 2 * v, lambda v: v - v, lambda v: -v, lambda v: v / 2, lambda v: v // 2,
+        lambda v: v % 2, lambda v: 2**v, lambda v: round(v),
+    ],
+)  # fmt: skip
 def test_arithmetic_is_refused_because_a_scene_never_computes(compute):
     with pytest.raises(TypeError, match="a scene draws and never computes: keys is in the Trace"):
         compute(KEYS)
@@ -66,10 +74,90 @@ def test_a_formatted_value_carries_its_origin_into_the_text():
     assert read.parts == (("8.00", "keys[1, 2]"), ("fox", "tokens[5]"))
 
 
-@pytest.mark.parametrize("text", ["42 rows", f"{float(KEYS[1, 1]):.1f}", "16.4× less work"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "42 rows", f"{float(KEYS[1, 1]):.1f}", "16.4× less work", "scale ³⁷", "½ the loss", "step ③", "part Ⅷ",
+        "ninety-seven in all", "fifteen heads", "A hundred words", "five million words", "ten percent",
+    ],
+)  # fmt: skip
 def test_a_typed_or_computed_number_is_refused(text):
     with pytest.raises(ValueError, match="has no origin"):
         read_text(text)
+
+
+@pytest.mark.parametrize("text", ["four heads, two groups", "millions of words", f"{KEYS[1, 1]:.0f} million words"])
+def test_what_a_glance_can_count_may_be_said_in_words(text):
+    assert read_text(text).plain
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        (f"{KEYS[0, 3]:.0f}{KEYS[1, 1]:.0f} nats", "37"),
+        (f"{KEYS[0, 3]:.0f}.{KEYS[1, 1]:.0f} nats", "3.7"),
+        (f"{KEYS[0, 3]:.0f},{KEYS[1, 1]:.0f} nats", "3,7"),
+        (f"loss −{KEYS[0, 3]:.1f}", "−3"),
+        (f"-{KEYS[0, 3]:.1f} nats", "-3"),
+        (f"{KEYS[0, 3]:.1f}% of all words", "3.0%"),
+        (f"{KEYS[0, 3]:.0f}K words", "3K"),
+    ],
+)  # fmt: skip
+def test_what_makes_another_number_of_a_traced_value_is_refused(text, found):
+    with pytest.raises(ValueError, match=f"'{re.escape(found)}' in .* is another number than the traced value"):
+        read_text(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"{KEYS[0, 3]:.0f}×", f"{KEYS[0, 3]:.0f}°", f"{KEYS[0, 3]:.0%} of all",
+        f"layers {KEYS[0, 3]:.0f}–{KEYS[1, 1]:.0f}",
+        f"{KEYS[0, 3]:.0f}, {KEYS[1, 1]:.0f} and {KEYS[1, 2]:.0f}", f"top-{KEYS[0, 3]:.0f}", f"{KEYS[0, 3]:.0f}KB",
+        f"{KEYS[1, 1]:.0f} − {KEYS[0, 3]:.0f}", f"at {KEYS[0, 3]:.0f}.",
+    ],
+)  # fmt: skip
+def test_words_and_signs_around_a_traced_value_stay_free(text):
+    assert read_text(text).parts
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "x = 37", "x = 3 7", "x = 1 . 3", 'x = 3"7"', "{{ 3 : a }}{{ 7 : b }}", "bold(3) 7", "3 thin 7", "3/**/7", "³⁷",
+        "#(9 * 9)", "#calc.pow(2, 9)", r"\u{39}", f"x = {KEYS[0, 3]:.0f}7", f"x = 7.{KEYS[0, 3]:.0f}",
+        f"x = -{KEYS[0, 3]:.0f}", f"x = - {KEYS[0, 3]:.0f}", f"{KEYS[0, 3]:.0f} {KEYS[1, 1]:.0f}",
+    ],
+)  # fmt: skip
+def test_digits_that_would_stand_together_in_a_formula_are_refused(source):
+    with pytest.raises(ValueError, match="has no origin|is another number"):
+        read_text(source, lone_digits=True)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "x^2 + 1/2", "mat(1, 0; 0, 1)", "sqrt(2) / 3", "e^(-x) = 1", f"x - {KEYS[0, 3]:.0f}", "a #h(1em) b",
+        f"{KEYS[0, 3]:.0f} dot {KEYS[1, 1]:.0f} = {KEYS[3, 3]:.0f}", f"1/{KEYS[0, 3]:.0f}", f"2 times {KEYS[0, 3]:.1f}",
+    ],
+)  # fmt: skip
+def test_lone_digits_and_traced_values_may_stand_in_a_formula(source):
+    assert read_text(source, lone_digits=True).plain
+
+
+@pytest.mark.parametrize("name", ["0.37", "37", "loss 0.37", "37%", "about 37", "½"])
+def test_a_number_is_no_proper_name(name):
+    with pytest.raises(ValueError, match="is a number and no name"):
+        allow_notation([name])
+
+
+@pytest.mark.parametrize(
+    "name", ["FP16", "Llama-2-7B", "GPT-2 medium", "Gemma 3", "540 billion", "1.58-bit", "Phi-3.5"]
+)
+def test_names_with_numbers_in_them_can_be_listed(name):
+    allow_notation([name])
+    assert read_text(f"with {name}").plain == f"with {name}"
+    allow_notation([])
 
 
 def test_a_proper_name_may_hold_digits_when_the_scene_lists_it():
@@ -98,6 +186,18 @@ def test_a_proper_name_may_hold_digits_when_the_scene_lists_it():
 )
 def test_numbers_are_written_as_people_write_them(value, spec, text):
     assert format_number(value, spec) == text
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_what_is_no_number_is_not_written(value):
+    with pytest.raises(ValueError, match="is no number that can be written"):
+        format_number(value, ".2f")
+
+
+@pytest.mark.parametrize("spec", ["c", "x", "b"])
+def test_a_number_is_written_in_decimal(spec):
+    with pytest.raises(ValueError, match="is written in decimal"):
+        format_number(97, spec)
 
 
 def test_trace_fields_of_every_kind_become_traced():
