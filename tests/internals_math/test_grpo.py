@@ -593,7 +593,8 @@ def test_one_mean_for_all_prompts_mislabels_whole_groups(trace, world):
         one_sided = (values["batch_advantages"]["batch_mean"] > 0).double().mean(dim=1)
         assert ((one_sided == 0) | (one_sided == 1)).sum() >= 2
         succeeded = (world.gold >= 1).double()
-        torch.testing.assert_close(values["prompt_success"], (world.reference_probs * succeeded).sum(dim=1))
+        success = (world.reference_probs * succeeded).sum(dim=1)
+        torch.testing.assert_close(values["prompt_success"], success, rtol=1e-5, atol=1e-6)
         assert values["prompts"] == world.task.prompts
 
 
