@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 
 import cairo
 import numpy as np
-from manim import CairoRenderer, Mobject, tempconfig
+from manim import CairoRenderer, Group, Mobject, PMobject, VGroup, VMobject, tempconfig
+from manim.mobject.types.image_mobject import AbstractImageMobject
 
 from internals_math.trace import TopicTrace
 from scenes.kit import theme
@@ -119,7 +120,7 @@ def record(
             recording = renderer.recording = Recording(scene, unit, theme_name)
             try:
                 scene.render()
-            except Exception as error:
+            except (Exception, SystemExit) as error:  # a scene that ends the program is broken too
                 recording.error = error
                 recording.error_line = _line_of(scene, traceback.walk_tb(error.__traceback__))
             recording.seconds = scene.now
@@ -165,11 +166,16 @@ class Recorder(CairoRenderer):
         self.recording.looks.append(Look(start, end, line, tuple(self._things(scene))))
 
     def _things(self, scene: TopicScene) -> Iterator[Drawn]:
+        stock = _stock_objects(scene.mobjects)
         for mobject in self.camera.get_mobjects_to_display(scene.mobjects):
-            if not isinstance(mobject, Picture):
-                yield _stock(mobject)
-            elif mobject.opacity > 0:
-                yield self._picture(mobject, scene.number_ledger)
+            if isinstance(mobject, Picture):
+                if mobject.opacity > 0:
+                    yield self._picture(mobject, scene.number_ledger)
+            elif isinstance(mobject, _DRAWN_BY_MANIM):
+                whole = stock.pop(id(mobject), None)
+                if whole is not None:  # else another part of it was first
+                    stock = {key: value for key, value in stock.items() if value is not whole}
+                    yield _stock(whole)
 
     def _picture(self, picture: Picture, ledger: Ledger) -> Drawn:
         """Return how a picture looks; the same object as before if nothing about it has changed."""
@@ -180,6 +186,20 @@ class Recorder(CairoRenderer):
             known = State(picture), drawn
             self._known[id(picture)] = known
         return known[1]
+
+
+_DRAWN_BY_MANIM = (VMobject, PMobject, AbstractImageMobject)  # other mobjects, such as a ValueTracker, have no look
+
+
+def _stock_objects(mobjects: Iterable[Mobject]) -> dict[int, Mobject]:
+    """Return of each part of Manim's own mobjects, by id, the whole that a scene has put there."""
+    wholes: dict[int, Mobject] = {}
+    for mobject in mobjects:
+        if isinstance(mobject, Picture) or type(mobject) in (Group, VGroup):
+            wholes |= _stock_objects(mobject.submobjects)
+        else:
+            wholes |= {id(part): mobject for part in mobject.get_family()}
+    return wholes
 
 
 def _stock(mobject: Any) -> Drawn:

@@ -10,11 +10,11 @@ from click.testing import CliRunner, Result
 from scenes import series
 from scripts.cli import main
 from scripts.pipeline.quality import QUALITIES, Quality
-from tests.scripts.topics import broken, tiny
+from tests.scripts.topics import broken, fatal, tiny
 
 SMALL = Quality(160, 90, 15)
 # Importing the small topics has put them into the registry, as it must in a worker; other tests want the real one.
-series.TOPICS = tuple(topic for topic in series.TOPICS if topic not in (tiny.TOPIC, broken.TOPIC))
+series.TOPICS = tuple(topic for topic in series.TOPICS if topic not in (tiny.TOPIC, broken.TOPIC, fatal.TOPIC))
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -1,12 +1,13 @@
 """Each rule of `check` finds what breaks it, and nothing in what does not."""
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from manim import DOWN, RIGHT, Square
+from manim import DOWN, RIGHT, Group, Square, Text, ValueTracker
 
 from scenes import series
 from scenes.kit import theme
@@ -24,7 +25,7 @@ from scripts.pipeline.checks.pixels import FRAME_RATE, check_gif, check_pixels, 
 from scripts.pipeline.checks.reading import check_length
 from scripts.pipeline.checks.topic import check_recording
 from tests.scripts.conftest import call
-from tests.scripts.topics import tiny
+from tests.scripts.topics import broken, fatal, tiny
 
 CORE = tiny.Tiny.core
 NUMBERS = torch.tensor([[1.0, -2.0, 0.5], [0.25, 3.0, -0.75]])
@@ -357,9 +358,32 @@ def test_an_error_of_the_scene_is_a_finding_with_its_line():
         scene.say("Still fine.")
         raise ZeroDivisionError("as planned")
 
-    found = [one for one in check_recording(recording_of(play_it)) if one.rule == "plays"]
-    assert [(one.object, one.message) for one in found] == [("ZeroDivisionError", "as planned")]
-    assert found[0].line > 0
+    (found,) = check_recording(recording_of(play_it))
+    assert (found.rule, found.object, found.message) == ("plays", "ZeroDivisionError", "as planned")
+    assert found.line > 0
+
+
+def test_a_scene_that_ends_the_program_is_a_finding():
+    def play_it(scene):
+        raise SystemExit(0)
+
+    assert rules(play_it) == [("plays", "ends the program")]
+
+
+def test_a_value_that_only_drives_others_is_not_drawn():
+    def play_it(scene):
+        dial, label = ValueTracker(0), Label("words")
+        label.add_updater(lambda words: words.set_opacity(1 - dial.get_value()))
+        scene.add(label)
+        scene.hold(0.5)
+        scene.play(dial.animate.set_value(0.5), run_time=0.5)
+
+    assert rules(play_it) == []
+
+
+def test_a_finding_about_a_mobject_of_manim_names_the_whole_of_it():
+    found = check_recording(recording_of(showing(lambda s: Group(Label("words"), Text("37").shift(DOWN)))))
+    assert [(one.object, one.rule) for one in found] == [("Text", "origin")]
 
 
 # -- pixels ----------------------------------------------------------------------------------------------------------
@@ -476,6 +500,91 @@ def test_the_command_prints_findings_as_lines_and_as_json_and_fails():
     found = json.loads(call("check", "tiny", "--quick", "--jobs", 1, "--json").stdout)
     assert [one["rule"] for one in found] == ["length"]
     assert list(found[0]) == ["topic", "file", "line", "chapter", "seconds", "object", "rule", "message"]
+
+
+def check_of(monkeypatch, *, topic=tiny.TOPIC, **parts):
+    """Return what `check --json` finds in a tiny topic with other parts, and its exit code."""
+    for name, part in parts.items():
+        monkeypatch.setattr(tiny.Tiny, name, part)
+    monkeypatch.setattr(series, "TOPICS", (topic, broken.TOPIC))
+    result = call("check", topic.slug, "broken", "--quick", "--jobs", 1, "--json")
+    return json.loads(result.stdout), result.exit_code
+
+
+def test_a_broken_chapter_is_reported_once_and_everything_else_goes_on(monkeypatch):
+    found, code = check_of(monkeypatch)
+    assert code == 1
+    assert [(one["topic"], one["rule"]) for one in found] == [("tiny", "length"), ("broken", "plays")]
+    assert (found[1]["chapter"], found[1]["object"], found[1]["message"]) == (
+        "not_fine", "ZeroDivisionError", "as planned",
+    )  # fmt: skip
+
+
+def test_what_a_scene_prints_does_not_get_among_the_findings(monkeypatch):
+    def noisy(scene):
+        print("still here")
+        scene.say("A beat.")
+
+    found, _ = check_of(monkeypatch, grid=chapter("Noisy")(noisy))
+    assert [one["rule"] for one in found] == ["length", "plays"]
+
+
+def test_an_error_before_the_scene_plays_is_a_finding_of_each_unit(monkeypatch):
+    def refuse(scene, *_, **__):
+        raise SystemExit(3)
+
+    found, code = check_of(monkeypatch, __init__=refuse)
+    assert code == 1
+    assert {(one["topic"], one["chapter"], one["rule"]) for one in found} == {
+        *(("tiny", unit, "plays") for unit in ("opening", "grid", "row", "ending", "loop")),
+        ("broken", "not_fine", "plays"),
+    }
+
+
+def test_a_file_that_cannot_be_imported_is_a_finding_and_the_others_go_on(monkeypatch):
+    found, code = check_of(monkeypatch, topic=replace(tiny.TOPIC, module="tests.scripts.topics.nowhere"))
+    assert code == 1
+    assert [(one["topic"], one["file"], one["rule"]) for one in found] == [
+        ("tiny", "tests/scripts/topics/nowhere.py", "plays"),
+        ("broken", "tests/scripts/topics/broken.py", "plays"),
+    ]
+
+
+def test_a_chapter_that_kills_its_process_takes_no_other_with_it(monkeypatch):
+    monkeypatch.setattr(series, "TOPICS", (fatal.TOPIC, broken.TOPIC))
+    result = call("check", "fatal", "broken", "--quick", "--jobs", 2, "--json")
+    assert result.exit_code == 1
+    assert [(one["topic"], one["chapter"], one["message"]) for one in json.loads(result.stdout)] == [
+        ("fatal", "last", "the process that played it was killed"),
+        ("broken", "not_fine", "as planned"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("in_light", "rule", "message"),
+    [
+        (lambda scene: 1 / 0, "plays", "division by zero (light theme)"),
+        (lambda scene: scene.add(Label("tiny", size=0.12)), "text-size", "can be read is 0.16 (light theme)"),
+        (lambda scene: scene.add(Square()), "origin", "carries no origin: draw it with the kit (light theme)"),
+    ],
+    ids=["raises", "small", "stock"],
+)  # fmt: skip
+def test_what_is_wrong_in_the_light_theme_alone_is_found(monkeypatch, in_light, rule, message):
+    def fickle(scene):
+        scene.say("A beat.")
+        if theme.current() == "light":
+            in_light(scene)
+
+    found, _ = check_of(monkeypatch, grid=chapter("Fickle")(fickle))
+    (one,) = [one for one in found if one["chapter"] == "grid"]
+    assert one["rule"] == rule
+    assert one["message"].endswith(message)
+
+
+def test_findings_are_the_same_in_every_run(monkeypatch):
+    first, _ = check_of(monkeypatch, grid=chapter("Both")(lambda scene: scene.add(Label("tiny", size=0.12), Square())))
+    assert first == check_of(monkeypatch)[0]
+    assert len(first) > 3
 
 
 def test_a_topic_without_a_scene_is_refused():

@@ -1,11 +1,14 @@
 """All checks of a topic: each unit for itself, in any process, then what concerns the whole video and its GIF."""
 
 import importlib
+import sys
 import tempfile
 import traceback
-from collections.abc import Iterable, Iterator
-from concurrent.futures import Future
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import BrokenExecutor, Future
+from contextlib import redirect_stdout
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from scenes import series
@@ -22,7 +25,7 @@ from scripts.pipeline.quality import QUALITIES, loop_quality
 from scripts.pipeline.render import render, workers
 
 GIF = "gif"
-CONTRAST_EVERY = 0.5  # seconds: the second theme differs in color alone
+PLAYS = "plays"
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,9 @@ class TopicReport:
     findings: tuple[Finding, ...]
 
 
+_Work = tuple[Topic, str, Callable[[], UnitReport], Future]  # the check of a unit, and its result to come
+
+
 def check_topics(slugs: Iterable[str], *, jobs: int, pixels: bool = True) -> Iterator[TopicReport]:
     """Check topics, unit by unit in `jobs` processes, and yield a report of each in order.
 
@@ -52,23 +58,26 @@ def check_topics(slugs: Iterable[str], *, jobs: int, pixels: bool = True) -> Ite
     """
     topics = [series.find(slug) for slug in slugs]
     with workers(jobs) as pool:
-        work: dict[str, list[Future] | Exception] = {}
+        work: dict[str, list[_Work] | BaseException] = {}
         for topic in topics:
             try:
-                names = unit_names(_scene_of(topic))
-            except Exception as error:  # its file cannot be imported: the others go on
+                with redirect_stdout(sys.stderr):  # what a scene prints is none of the findings
+                    names = unit_names(_scene_of(topic))
+            except (Exception, SystemExit) as error:  # its file cannot be imported: the others go on
                 work[topic.slug] = error
                 continue
-            futures = [pool.submit(check_unit, topic, name, pixels=pixels) for name in names]
+            tasks = {name: partial(check_unit, topic, name, pixels=pixels) for name in names}
             if pixels and LOOP in names:
-                futures.append(pool.submit(check_gif_of, topic))
-            work[topic.slug] = futures
+                tasks[GIF] = partial(check_gif_of, topic)
+            work[topic.slug] = [
+                (topic, unit, task, pool.submit(_apart, topic, unit, task)) for unit, task in tasks.items()
+            ]
         for topic in topics:
-            futures = work[topic.slug]
-            if isinstance(futures, Exception):
-                yield TopicReport(topic.slug, 0.0, 0, (_broken(topic, futures),))
+            parts = work[topic.slug]
+            if isinstance(parts, BaseException):
+                yield TopicReport(topic.slug, 0.0, 0, (_broken(topic, parts),))
             else:
-                yield _joined(topic, [future.result() for future in futures])
+                yield _joined(topic, [_result(*part) for part in parts])
 
 
 def unit_names(scene_class: type[TopicScene]) -> list[str]:
@@ -83,25 +92,62 @@ def check_unit(topic: Topic, unit: str, *, pixels: bool = True) -> UnitReport:
     recording = record(scene_class, unit)
     findings = list(check_recording(recording))
     if recording.error is None:
-        findings += check_contrast(record(scene_class, unit, theme_name="light", every=CONTRAST_EVERY))
+        findings += _new_in_light(findings, record(scene_class, unit, theme_name="light"))
         if pixels:
             findings += check_pixels(scene_class, unit, recording)
     return UnitReport(unit, recording.seconds, tuple(findings))
 
 
 def check_recording(recording: Recording) -> Iterator[Finding]:
-    """Yield all that a recording shows to be wrong."""
-    if recording.error is not None:
+    """Yield all that a recording shows to be wrong. What an error cut off is not judged by its length."""
+    checks = [check_origins, check_layout, check_contrast]
+    if recording.error is None:
+        checks.append(check_captions)
+    else:
         yield _raised(recording, recording.error)
-    for check in (check_origins, check_layout, check_contrast, check_captions):
+    for check in checks:
         yield from check(recording)
+
+
+def _new_in_light(found: list[Finding], light: Recording) -> Iterator[Finding]:
+    """Yield what the light theme alone shows to be wrong."""
+    known = {(one.object, one.rule) for one in found}
+    for one in check_recording(light):
+        if (one.object, one.rule) not in known:
+            yield one if light.theme in one.message else replace(one, message=f"{one.message} (light theme)")
+
+
+def _apart(topic: Topic, unit: str, task: Callable[[], UnitReport]) -> UnitReport:
+    """Check so that whatever a scene does, the findings stay apart from what it prints, and the others go on."""
+    with redirect_stdout(sys.stderr):
+        try:
+            return task()
+        except (Exception, SystemExit) as error:
+            return _broken_unit(topic, unit, error)
+
+
+def _result(topic: Topic, unit: str, task: Callable[[], UnitReport], future: Future) -> UnitReport:
+    """Return what was found; if a process was killed, by this unit or another, ask again in a process of its own."""
+    try:
+        return future.result()
+    except BrokenExecutor:
+        try:
+            with workers(2) as pool:  # one would be this very process
+                return pool.submit(_apart, topic, unit, task).result()
+        except BrokenExecutor:
+            return _broken_unit(topic, unit, RuntimeError("the process that played it was killed"))
+
+
+def _broken_unit(topic: Topic, unit: str, error: BaseException) -> UnitReport:
+    return UnitReport(unit, 0.0, (replace(_broken(topic, error), chapter=unit),))
 
 
 def _joined(topic: Topic, reports: list[UnitReport]) -> TopicReport:
     findings = [found for report in reports for found in report.findings]
     video = [report for report in reports if report.unit not in (LOOP, GIF)]
     seconds = sum(report.seconds for report in video)
-    findings += check_length(topic.slug, _file(topic), seconds)
+    if not any(one.rule == PLAYS for report in video for one in report.findings):
+        findings += check_length(topic.slug, _file(topic), seconds)
     return TopicReport(topic.slug, seconds, len(video), tuple(findings))
 
 
@@ -139,13 +185,19 @@ def _scene_of(topic: Topic) -> type[TopicScene]:
 def _raised(recording: Recording, error: BaseException) -> Finding:
     """An error of a scene: a typed number, a value without an origin, or a mistake of another kind."""
     innermost = traceback.extract_tb(error.__traceback__)[-1].filename
-    rule = RULE if innermost.endswith("scenes/kit/traced.py") else "plays"
+    rule = RULE if innermost.endswith("scenes/kit/traced.py") else PLAYS
     thing, line = type(error).__name__, recording.error_line
-    return finding(recording, recording.seconds, thing, rule, str(error), line)
+    return finding(recording, recording.seconds, thing, rule, _one_line(error), line)
 
 
-def _broken(topic: Topic, error: Exception) -> Finding:
-    return Finding(topic.slug, _file(topic), 0, "", 0.0, type(error).__name__, "plays", str(error))
+def _broken(topic: Topic, error: BaseException) -> Finding:
+    return Finding(topic.slug, _file(topic), 0, "", 0.0, type(error).__name__, PLAYS, _one_line(error))
+
+
+def _one_line(error: BaseException) -> str:
+    if isinstance(error, SystemExit):
+        return "ends the program"
+    return " ".join(str(error).split()) or "has no message"
 
 
 def _file(topic: Topic) -> str:
