@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
 from internals_math import speculative_decoding, tiny_lm, trace_store
 from internals_math import speculative_decoding_experiment as experiment
@@ -565,6 +566,14 @@ def test_the_test_of_exactness_would_notice_a_biased_rule():
     kept = torch.rand(20_000, generator=make_generator(1)) < p[drawn] / q[drawn]
     again = torch.multinomial(p, 20_000, replacement=True, generator=make_generator(2))  # from p, not the residual
     assert experiment.chi_square(torch.bincount(drawn.where(kept, again), minlength=3), p)["p_value"] < 1e-6
+
+
+def test_the_statistic_is_pearsons_with_rare_words_in_one_cell_however_rare():
+    p, counts = as_row(0.6, 0.394, 0.004, 0.002), torch.tensor([58, 40, 1, 1])  # the last two: 0.6 expected in 100
+    expected = stats.chisquare([58, 40, 2], [60, 39.4, 0.6])
+    found = experiment.chi_square(counts, p)
+    assert found["degrees_of_freedom"] == 2
+    assert (found["chi_square"], found["p_value"]) == pytest.approx((expected.statistic, expected.pvalue), rel=1e-6)
 
 
 def test_counted_tokens_lie_near_the_formula_but_not_on_it(default):
