@@ -417,6 +417,14 @@ def test_fp32_is_a_plain_training_loop_to_the_bit(plain_python):
     assert not ours.skipped.any()
 
 
+def test_a_factor_on_the_loss_is_taken_out_of_the_gradients_to_the_bit(plain_python, monkeypatch):
+    steps = experiment.batches(SHORT)[:3]
+    monkeypatch.setattr(experiment, "batches", lambda config: steps)
+    monkeypatch.setattr(experiment, "HELD_OUT", 2)
+    plain, small = (experiment.train(SHORT, "fp32", loss_factor=factor) for factor in (1.0, 2.0**-8))
+    assert plain.loss.tolist() == small.loss.tolist()  # a power of two rounds nothing
+
+
 def test_a_skipped_step_leaves_weights_moments_and_step_count_alone(plain_python):
     config = Config(train_steps=50, init_scale_log2=24, growth_interval=2000)
     seen = []
@@ -525,6 +533,31 @@ def test_histogram_and_reports_are_of_the_trained_models_gradients(trace):
     assert trace.grad_tokens == 1489
 
 
+def test_magnitudes_are_counted_by_powers_of_two():
+    x = torch.tensor([0.0, 2.0**-49, 2.0**-48, -1.5 * 2.0**-48, 1.0, 1.99, -8.0, 15.9, 16.0])
+    counts, below = experiment.histogram(x)
+    assert below == 1
+    assert len(counts) == 52  # [2^-48, 2^-47) to [8, 16)
+    assert {place - 48: count for place, count in enumerate(counts.tolist()) if count} == {-48: 2, 0: 2, 3: 2}
+
+
+def test_the_gradients_are_computed_as_they_are_kept(trace, monkeypatch):
+    monkeypatch.setattr(experiment, "SCALES", (0, 16))
+    anew = experiment.gradient_fields(trace.config)
+    assert anew.keys() <= vars(trace).keys()
+    for name in ("bits_fp32", "bits_fp16", "bits_bf16", "hist_edges", "grad_tokens", "act_tokens", "safe_scale_log2"):
+        kept = getattr(trace, name)
+        assert torch.equal(anew[name], kept) if isinstance(kept, torch.Tensor) else anew[name] == kept
+    for name in ("hist_activations", "hist_weights"):
+        torch.testing.assert_close(anew[name], getattr(trace, name), atol=5, rtol=1e-2)
+    for name, rounding in (("act_grad", 1e-10), ("act_grad_scaled", 1e-10), ("act_grad_fp16", 2.0**-24)):
+        torch.testing.assert_close(anew[name], getattr(trace, name), atol=rounding, rtol=1e-2)
+    for name in ("report_by_scale", "report_weights_by_scale"):
+        for column, values in vars(anew[name]).items():
+            kept = getattr(getattr(trace, name), column)
+            torch.testing.assert_close(values, kept[[0, 16]], atol=1e-4, rtol=0)
+
+
 def test_the_weights_gradients_land_where_they_are_cast_to(trace):
     found = experiment.gradients(tiny_lm.copy_of(tiny_lm.load("base")))
     x = torch.cat([grad.flatten() for grad in found.weights.values()])
@@ -591,6 +624,33 @@ def test_small_updates_move_only_the_master(trace):
     assert set(trace.w_copy_path.tolist()) <= ticks
     assert torch.equal(trace.update_ticks, round_to_format(trace.update_ticks, FP16))
     assert trace.update_step == 140
+
+
+def test_the_weight_on_screen_wanders_farthest_in_steps_too_small_for_fp16():
+    name = "model.layers.1.self_attn.k_proj.weight"
+    updates = {  # from where, and by how many quarters of an FP16 step there; 2 quarters may reach the next number
+        (0, 0): (1.5 + 2.0**-13, [-1.0] * 3 + [1.5] * 20 + [0.0]),  # 27 quarters in all
+        (0, 1): (0.75, [-1.875] + [1.25] * 22 + [0.875]),  # 26.5
+        (0, 2): (1.0 + 2.0**-12, [-1.5] * 24),  # 36, but on the way the steps become half as large
+        (1, 0): (0.75, [2.0] * 24),  # 48, but FP16 would keep them
+        (1, 1): (6.0, [1.0] * 24),  # 24 of the largest steps
+    }
+    states = torch.zeros(25, 2, 3)
+    for place, (start, quarters) in updates.items():
+        step = 2.0 ** (math.floor(math.log2(start)) - 10)
+        states[:, *place] = start + torch.tensor([0.0, *quarters]).cumsum(dim=0) * step / 4
+    found = experiment.update_fields(experiment.Window(7, [name], [{name: state} for state in states]))
+    assert (found["update_name"], found["update_step"]) == ("layer 1 k_proj, row 0, column 0", 7)
+    assert (found["half_ulp_fp16"], found["half_ulp_bf16"]) == (2.0**-11, 2.0**-8)
+    assert found["update_w"] == 1.5  # as FP16 has it
+    moves = torch.tensor(updates[0, 0][1]) * 2.0**-12
+    assert torch.equal(found["update_delta"], moves)
+    path = torch.cat([torch.tensor([1.5]), 1.5 + moves.cumsum(dim=0)])
+    assert torch.equal(found["w_master_path"], path)
+    assert torch.equal(found["w_copy_path"], path.half().float())
+    assert found["w_fp16_path"].tolist() == found["w_bf16_path"].tolist() == [1.5] * 25
+    # From 0.75 steps below 1.5 to 6.75 above, and two steps more to both sides, lie the steps -2 to 8.
+    assert found["update_ticks"].tolist() == [1.5 + 2.0**-10 * step for step in range(-2, 9)]
 
 
 def test_the_runs_start_together_and_end_where_their_bits_allow(trace):
