@@ -8,7 +8,7 @@ import numpy as np
 
 from scenes.kit import theme
 from scenes.kit.painter import Painter
-from scenes.kit.picture import Picture
+from scenes.kit.picture import Data, Picture
 from scenes.kit.token_row import BOS, require_tokens
 from scenes.kit.traced import Traced, format_number, require_traced
 from scenes.kit.typography import Style, width
@@ -143,6 +143,9 @@ class KeyPlane(Picture):
 
     def _degrees(self, k: int) -> str:
         return f"{format_number(self.angles[k].values.item(), '.0f')}°"
+
+    def data(self) -> tuple[Data, ...]:
+        return (Data(self.values, np.asarray(self.values, dtype=float), self.places),)
 
     def ledger(self) -> list[tuple[str, str]]:
         entries = [("query", self.query.origin)]

@@ -50,20 +50,39 @@ class Ledger:
 
 
 class State:
-    """How a picture was; arrays of a picture are replaced and never written in place, but for its points."""
+    """How a picture was, down to what is in its arrays and lists."""
 
     def __init__(self, picture: Picture) -> None:
         self.picture = picture
-        self.attributes = {name: value for name, value in vars(picture).items() if name != "points"}
-        self.points = picture.points.copy()
+        self.attributes = dict(vars(picture))
+        self._contents = {name: _content(value) for name, value in self.attributes.items()}
 
     def holds(self) -> bool:
         """Return whether the picture is still the same."""
         now, before = vars(self.picture), self.attributes
-        if len(now) != len(before) + 1 or not np.array_equal(self.picture.points, self.points):
-            return False
-        return all(name in now and _is_same(now[name], value) for name, value in before.items())
+        return now.keys() == before.keys() and all(
+            (value is before[name] and not isinstance(value, np.ndarray | list))
+            or _content(value) == self._contents[name]
+            for name, value in now.items()
+        )
 
 
-def _is_same(now: Any, before: Any) -> bool:
-    return now is before or (type(now) is type(before) and isinstance(now, int | float | str) and now == before)
+def _content(value: Any) -> Any:
+    """Return what can be compared of a value: an array or a list may have been written to."""
+    if isinstance(value, np.ndarray | np.generic):
+        return value.dtype.str, value.shape, value.tobytes()
+    if isinstance(value, list):
+        return [_content(part) for part in value]
+    return value if isinstance(value, bool | int | float | str | None) else _Same(value)
+
+
+class _Same:
+    """Equals what holds the same object."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and self.value is other.value
+
+    __hash__ = None  # type: ignore[assignment]

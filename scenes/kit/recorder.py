@@ -4,6 +4,8 @@ Every picture draws itself with the words of a `Painter`; here they are noted in
 their size and color, boxes and shapes with their extent, in scene units. Checks read these notes.
 """
 
+import copy
+import dataclasses
 import sys
 import traceback
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,19 +14,22 @@ from typing import Any, NamedTuple
 
 import cairo
 import numpy as np
-from manim import CairoRenderer, Group, Mobject, PMobject, VGroup, VMobject, tempconfig
+from manim import CairoRenderer, Group, ManimColor, Mobject, PMobject, VGroup, VMobject, tempconfig
 from manim.mobject.types.image_mobject import AbstractImageMobject
 
+from internals_math import trace_store
 from internals_math.trace import TopicTrace
 from scenes.kit import theme
 from scenes.kit.ledger import Entries, Ledger, State
 from scenes.kit.painter import Painter, Point
 from scenes.kit.picture import Data, Picture
 from scenes.kit.topic_scene import Caption, TopicScene
+from scenes.kit.traced import Traced
 from scenes.kit.typography import Style, shape
 
 FRAME_RATE = 60  # of the default quality: lengths are those of the published video
 EVERY_SECONDS = 0.1  # between two looks at something that moves
+FRAME_HEIGHT = 8  # units: what sizes and margins are measured against
 
 TEXT, BOX, SHAPE, LINE = "text", "box", "shape", "line"
 
@@ -52,6 +57,7 @@ class Drawn:
     ledger: Entries
     data: tuple[Data, ...] = ()
     instrument: tuple[str, ...] = ()
+    values: tuple[Traced, ...] = ()  # all that the picture holds
 
     @property
     def name(self) -> str:
@@ -71,6 +77,7 @@ class Look:
     end: float
     line: int  # of the scene's file that was being played
     things: tuple[Drawn, ...]
+    camera: str = ""  # what it does other than show the whole frame on the theme's ground
 
 
 @dataclass
@@ -80,6 +87,7 @@ class Recording:
     scene: TopicScene
     unit: str
     theme: str
+    trace: TopicTrace | None = None  # as it was before the scene had it
     looks: list[Look] = field(default_factory=list)
     seconds: float = 0.0
     error: BaseException | None = None
@@ -119,6 +127,8 @@ def record(
             scene = scene_class(renderer, trace=trace, unit=unit)
             recording = renderer.recording = Recording(scene, unit, theme_name)
             try:
+                scene.full_trace = trace_store.get(scene.core) if trace is None else trace
+                recording.trace = copy.deepcopy(scene.full_trace)
                 scene.render()
             except (Exception, SystemExit) as error:  # a scene that ends the program is broken too
                 recording.error = error
@@ -163,7 +173,8 @@ class Recorder(CairoRenderer):
     def look(self, scene: Any, start: float, end: float) -> None:
         """Note what is on screen from `start` to `end`."""
         line = _line_of(scene, _frames_above()) or self.recording.line_at(start)
-        self.recording.looks.append(Look(start, end, line, tuple(self._things(scene))))
+        camera = _camera_fault(self.camera, self.recording.theme)
+        self.recording.looks.append(Look(start, end, line, tuple(self._things(scene)), camera))
 
     def _things(self, scene: TopicScene) -> Iterator[Drawn]:
         stock = _stock_objects(scene.mobjects)
@@ -182,10 +193,32 @@ class Recorder(CairoRenderer):
         known = self._known.get(id(picture))
         if known is None or not known[0].holds():
             marks = RecordingPainter.marks_of(picture)
-            drawn = Drawn(picture, marks, ledger.of(picture), picture.data(), picture.instrument())
+            values = tuple(_traced_in(vars(picture).values()))
+            drawn = Drawn(picture, marks, ledger.of(picture), picture.data(), picture.instrument(), values)
             known = State(picture), drawn
             self._known[id(picture)] = known
         return known[1]
+
+
+def _traced_in(parts: Iterable[Any]) -> Iterator[Traced]:
+    """Yield the traced values that a picture holds, in its attributes and in their parts."""
+    for part in parts:
+        if isinstance(part, Traced):
+            yield part
+        elif isinstance(part, tuple | list):
+            yield from _traced_in(part)
+        elif dataclasses.is_dataclass(part) and not isinstance(part, type):
+            yield from _traced_in(vars(part).values())
+
+
+def _camera_fault(camera: Any, theme_name: str) -> str:
+    ground = theme.THEMES[theme_name]["BACKGROUND"]
+    if camera.background_image is not None or str(ManimColor(camera.background_color).to_hex()).upper() != ground:
+        return "the ground is not the theme's"
+    whole = (camera.frame_width, camera.frame_height, *camera.frame_center)
+    if not np.allclose(whole, (FRAME_HEIGHT * 16 / 9, FRAME_HEIGHT, 0, 0, 0)):
+        return "the camera does not show the whole frame"
+    return ""
 
 
 _DRAWN_BY_MANIM = (VMobject, PMobject, AbstractImageMobject)  # other mobjects, such as a ValueTracker, have no look

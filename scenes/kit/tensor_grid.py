@@ -53,6 +53,7 @@ class TensorGrid(Picture):
         super().__init__(columns * cell[0], rows * cell[1])
         self.presence = np.ones((rows, columns))
         self.emphasis = np.ones((rows, columns))
+        self.weights: Traced | None = None  # what last tinted the rows
         self.ink = np.array(1.0)  # opacity of the numbers alone
         self.frame_opacity = np.array(1.0)
 
@@ -161,7 +162,7 @@ class TensorGrid(Picture):
 
     def weigh_rows(self, weights: Traced) -> Self:
         """Tint each row by its weight in 0..1 (relative to the largest)."""
-        weights = require_traced(weights, "weigh_rows")
+        self.weights = weights = require_traced(weights, "weigh_rows")
         share = np.nan_to_num(np.asarray(weights.values, dtype=float))
         top = share.max() or 1.0
         self.emphasis = np.repeat((share / top)[:, None], self.columns, axis=1)

@@ -58,10 +58,10 @@ class VectorPlane(Picture):
         self.dropped = np.array(0.0)  # opacity of the first arrow's coordinates
         self.trail = np.array(0.0)  # opacity of the way the first arrow has come
         self.trail_start = self.angles[:1]
-        self.ghosts: tuple[tuple[float, float, str, str], ...] = ()  # length, angle, role, origin
+        self.ghosts: tuple[tuple[Traced, str], ...] = ()  # tip, role
         self.ghost_opacity = np.array(0.3)
-        self.ticks: tuple[tuple[float, str, str, str], ...] = ()  # angle, role, written, origin
-        self.sectors: tuple[tuple[float, float, str, str], ...] = ()  # from, to, role, origin
+        self.ticks: tuple[tuple[Traced, Traced | None, str], ...] = ()  # angle, number, role
+        self.sectors: tuple[tuple[Traced, str], ...] = ()  # from and to, role
 
     # -- changes ----------------------------------------------------------------------------------------------------
 
@@ -106,18 +106,14 @@ class VectorPlane(Picture):
         """Shade the part of the plane between two traced angles (radians), counterclockwise."""
         if require_traced(angles, "sector").shape != (2,):
             raise ValueError(f"a sector needs two angles, {angles.origin} has shape {angles.shape}")
-        start, end = (float(angle) for angle in angles)
-        self.sectors = (*self.sectors, (start, end, role, angles.origin))
+        self.sectors = (*self.sectors, (angles, role))
         return self
 
     def leave_ghosts(self, *which: int) -> Self:
         """Leave faint copies of arrows where they are now."""
         rows = which or range(len(self.angles))
-        new = tuple(
-            (float(self.lengths[k]), float(self.angles[k]), self.roles[k], self.values.reshape(-1, 2)[k].origin)
-            for k in rows
-        )
-        self.ghosts = (*self.ghosts, *new)
+        tips = self.values.reshape(-1, 2)
+        self.ghosts = (*self.ghosts, *((tips[k], self.roles[k]) for k in rows))
         return self
 
     def clear_ghosts(self) -> Self:
@@ -127,14 +123,10 @@ class VectorPlane(Picture):
     def tick(self, angles: Traced, names: Traced | None = None, *, role: str = "MUTED") -> Self:
         """Put marks on the circle at traced angles (radians), each with a traced whole number if `names` are given."""
         angles = require_traced(angles, "tick").reshape(-1)
-        written = [""] * len(angles)
-        if names is not None:
-            written = [format_number(name, "d") for name in require_traced(names, "tick").values.reshape(-1).tolist()]
+        written = [None] * len(angles) if names is None else list(require_traced(names, "tick").reshape(-1))
         if len(written) != len(angles):
             raise ValueError(f"tick needs a name for each of its {len(angles)} marks, got {len(written)}")
-        origins = [angle.origin for angle in angles] if names is None else [n.origin for n in names.reshape(-1)]
-        marks = zip(angles.values.tolist(), written, origins, strict=True)
-        self.ticks = (*self.ticks, *((angle, role, text, origin) for angle, text, origin in marks))
+        self.ticks = (*self.ticks, *((angle, name, role) for angle, name in zip(angles, written, strict=True)))
         return self
 
     # -- geometry ---------------------------------------------------------------------------------------------------
@@ -171,7 +163,8 @@ class VectorPlane(Picture):
         self.sectors, self.wedge_value = nearer.sectors, nearer.wedge_value
 
     def draw(self, painter: Painter) -> None:
-        for start, end, role, _ in self.sectors:
+        for angles, role in self.sectors:
+            start, end = (float(angle) for angle in angles)
             painter.arc(0, 0, self.radius, start, end - start, fill=getattr(theme, role), opacity=0.22)
         if self.axes:
             for end in ((self.radius, 0.0), (0.0, self.radius)):
@@ -183,8 +176,10 @@ class VectorPlane(Picture):
             color = getattr(theme, self.roles[0])
             painter.arc(0, 0, self.radius, start, turn, stroke=color, line=theme.LINE, opacity=0.6 * float(self.trail))
         self._draw_ticks(painter)
-        for length, angle, role, _ in self.ghosts:
-            self._arrow(painter, length, angle, role, float(self.ghost_opacity), self.line * 0.6)
+        for tip, role in self.ghosts:
+            ((x, y),) = _pairs(tip)
+            opacity = float(self.ghost_opacity)
+            self._arrow(painter, math.hypot(x, y), math.atan2(y, x), role, opacity, self.line * 0.6)
         if self.wedge > 0 and len(self.angles) > 1:
             self._draw_wedge(painter)
         if self.dropped > 0:
@@ -194,13 +189,15 @@ class VectorPlane(Picture):
 
     def _draw_ticks(self, painter: Painter) -> None:
         style = Style(theme.SMALL, "numbers")
-        for angle, role, text, _ in self.ticks:
+        for place, name, role in self.ticks:
+            angle = float(place)
             color, inner, outer = getattr(theme, role), self.radius - 0.07, self.radius + 0.07
             ends = [(r * math.cos(angle), r * math.sin(angle)) for r in (inner, outer)]
             painter.polyline(ends, stroke=color, line=theme.HAIRLINE)
             reach = self.radius + 0.27
             x, y = reach * math.cos(angle), reach * math.sin(angle)
-            painter.text(text, x, y - style.size / 2, style, color=color)
+            if name is not None:
+                painter.text(_whole(name), x, y - style.size / 2, style, color=color)
 
     def _draw_wedge(self, painter: Painter) -> None:
         start, turn, opacity = float(self.angles[1]), self.wedge_angle(), float(self.wedge)
@@ -251,9 +248,11 @@ class VectorPlane(Picture):
     def ledger(self) -> list[tuple[str, str]]:
         rows = self.values.reshape(-1, 2)
         entries = [("arrow", rows[k].origin) for k in range(len(self.shown)) if self.shown[k] > 0]
-        entries += [("ghost arrow", origin) for *_, origin in self.ghosts]
-        entries += [(text or "tick", origin) for *_, text, origin in self.ticks]
-        entries += [("sector", origin) for *_, origin in self.sectors]
+        entries += [("ghost arrow", tip.origin) for tip, _ in self.ghosts]
+        entries += [
+            ("tick", angle.origin) if name is None else (_whole(name), name.origin) for angle, name, _ in self.ticks
+        ]
+        entries += [("sector", angles.origin) for angles, _ in self.sectors]
         if self.wedge > 0 and self.wedge_value is not None:
             entries.append((self._wedge_text(), self.wedge_value.origin))
         if self.dropped > 0:
@@ -295,6 +294,10 @@ class TurnThrough(Animation):
         self.mobject.values = self.stops[round(place)]
         if self.degrees is not None:
             self.mobject.wedge_value = self.degrees[round(place)]
+
+
+def _whole(number: Traced) -> str:
+    return format_number(number.values.item(), "d")
 
 
 def _pairs(tips: Traced) -> np.ndarray:

@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,13 +11,16 @@ from manim import DOWN, RIGHT, Group, Square, Text, ValueTracker
 from scenes import series
 from scenes.kit import theme
 from scenes.kit.bars import Bars
+from scenes.kit.chart import Chart
 from scenes.kit.formula import Formula
 from scenes.kit.label import Label, Readout
 from scenes.kit.picture import Picture
 from scenes.kit.recorder import record
 from scenes.kit.tensor_grid import TensorGrid
-from scenes.kit.topic_scene import TopicScene, chapter, loop
-from scenes.kit.traced import Traced, mark, traced
+from scenes.kit.tile_map import TileMap
+from scenes.kit.topic_scene import Caption, CaptionBand, TopicScene, chapter, loop
+from scenes.kit.traced import Traced, TracedFields, mark, traced
+from scenes.kit.vector_plane import VectorPlane
 from scripts.pipeline.checks.layout import check_contrast
 from scripts.pipeline.checks.origins import Fields, shows
 from scripts.pipeline.checks.pixels import FRAME_RATE, check_gif, check_pixels, flashes, relative_luminance
@@ -124,8 +126,90 @@ def test_a_value_that_is_computed_and_given_a_false_origin_is_found():
     assert rules(showing(forged)) == [("value", "shows '2.00', but numbers[0, 0] is 1.0")]
 
 
-def test_colors_of_forged_values_are_found():
-    found = rules(showing(lambda s: TensorGrid(Traced("numbers", NUMBERS.numpy() * 2), number=None)))
+def chart(*, x=None, spread=None, level=None):
+    """Make a chart of true numbers but for what is given."""
+
+    def make(scene):
+        row = scene.trace.numbers[0]
+        axes = Chart(4, 3, x=(-4, 4), y=(-4, 4))
+        axes.curve(row if x is None else x, row, role="KEY", spread=None if spread is None else (spread, row))
+        return axes if level is None else axes.level(level)
+
+    return make
+
+
+FORGED = Traced("numbers", NUMBERS.numpy() * 1.5)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda s: TensorGrid(FORGED, number=None),
+        lambda s: TensorGrid(s.trace.numbers, number=None).weigh_rows(FORGED[:, 1]),
+        lambda s: Bars(FORGED[0], number=None, signed=True).leave_ghosts().set_values(s.trace.numbers[0]),
+        chart(x=FORGED[0]),
+        chart(spread=FORGED[1]),
+        chart(level=FORGED[0, 0]),
+        lambda s: VectorPlane(s.trace.numbers[:, :2], ["KEY", "QUERY"]).sector(FORGED[0, :2]),
+        lambda s: VectorPlane(FORGED[:, :2], ["KEY", "QUERY"]).leave_ghosts().set_tips(s.trace.numbers[:, :2]),
+        lambda s: VectorPlane(s.trace.numbers[:, :2], ["KEY", "QUERY"]).tick(FORGED[0]),
+        lambda s: TileMap(4, (2, 2), size=2, skipped=(FORGED[0, :1], s.trace.numbers[0, :1])),
+    ],
+    ids=["cells", "tints", "ghosts", "x", "spread", "level", "sector", "ghost arrows", "marks", "tiles"],
+)  # fmt: skip
+def test_forged_values_are_found_wherever_a_picture_holds_them(make):
+    found = rules(showing(make))
+    assert {rule for rule, _ in found} == {"value"}
+    assert all(message.startswith("its values are not those of numbers") for _, message in found)
+
+
+def test_a_picture_that_draws_or_tells_with_code_of_its_own_is_found():
+    class Longer(Bars):
+        def draw(self, painter):
+            super().draw(painter)
+            painter.box(0, 0, 3, 0.2, fill=theme.LOSS)
+
+    class Mute(Bars):
+        def data(self):
+            return ()
+
+    for kind, method in ((Longer, "draw"), (Mute, "data")):
+        found = rules(showing(lambda s, kind=kind: kind(s.trace.numbers[0], signed=True, number=None)))
+        assert found == [
+            ("origin", f"has a `{method}` of its own: what draws, and what says of which data, belongs in scenes/kit")
+        ]
+
+
+def swapped(scene):
+    scene.full_trace = replace(scene.full_trace, numbers=NUMBERS * 3)
+    scene.trace = TracedFields(scene.full_trace)
+
+
+def rewritten(scene):
+    scene.full_trace.numbers[0, 0] = 7.0
+
+
+@pytest.mark.parametrize("change", [swapped, rewritten])
+def test_a_trace_that_the_scene_changes_is_found(change):
+    def play_it(scene):
+        change(scene)
+        scene.add(TensorGrid(scene.trace.numbers, number=None))
+        scene.hold(0.5)
+
+    class Changing(TopicScene):
+        """Is it found?"""
+
+        core = CORE
+        takeaway = "Yes."
+
+        @chapter("One")
+        def one(self):
+            """One."""
+            self.say("A beat.")
+            play_it(self)
+
+    recording = record(Changing, "one", trace=CORE.Trace(CORE.Config(), NUMBERS.clone(), NUMBERS[:1].clone()))
+    found = [(one.rule, one.message) for one in check_recording(recording)]
     assert found == [("value", "its values are not those of numbers")]
 
 
@@ -188,6 +272,26 @@ def test_stale_colors_and_lengths_are_found():
     assert found == [("value", "the drawing is off the values of numbers[1, :] by up to 5")] * 2
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda grid, label: grid.texts[0].__setitem__(0, "+7.7"),
+        lambda grid, label: grid.shade.__setitem__((0, 0), -1.0),
+        lambda grid, label: label.lines.__setitem__(0, "7.7"),
+    ],
+    ids=["numbers", "colors", "words"],
+)  # fmt: skip
+def test_what_is_changed_in_place_is_seen(change):
+    def play_it(scene):
+        grid, label = TensorGrid(scene.trace.numbers), Label("words").move_to([0, 2, 0])
+        scene.add(grid, label)
+        scene.hold(0.5)
+        change(grid, label)
+        scene.hold(0.5)
+
+    assert {rule for rule, _ in rules(play_it)} & {"value", "origin"}
+
+
 def test_a_finding_names_file_line_chapter_time_and_object():
     def play_it(scene):
         scene.hold(2.0)
@@ -226,7 +330,7 @@ def test_a_written_number_is_compared_to_its_last_digit(shown, value, holds):
 )  # fmt: skip
 def test_an_origin_names_values_of_the_trace(origin, expected):
     trace = CORE.Trace(CORE.Config(), NUMBERS, NUMBERS[:1])
-    fields = Fields(SimpleNamespace(full_trace=trace, core=CORE))
+    fields = Fields(trace, CORE)
     np.testing.assert_array_equal(fields.resolve(origin), np.asarray(expected))
 
 
@@ -234,7 +338,7 @@ def test_an_origin_names_values_of_the_trace(origin, expected):
 def test_an_origin_that_names_nothing_is_refused(origin):
     trace = CORE.Trace(CORE.Config(), NUMBERS, NUMBERS[:1])
     with pytest.raises((LookupError, AttributeError, ValueError)):
-        Fields(SimpleNamespace(full_trace=trace, core=CORE)).resolve(origin)
+        Fields(trace, CORE).resolve(origin)
 
 
 # -- layout ----------------------------------------------------------------------------------------------------------
@@ -303,14 +407,29 @@ def test_words_that_step_back_after_they_could_be_read_pass():
 
 
 def test_the_ground_under_a_text_counts_for_its_contrast():
-    class Panel(Painting):
-        pass
-
     def panel(scene):
-        return Panel(lambda p: p.box(-2, -1, 4, 2, fill=theme.TEXT), [("length", "numbers[0, 0]")])
+        return Painting(lambda p: p.box(-2, -1, 4, 2, fill=theme.TEXT), [("length", "numbers[0, 0]")])
 
     found = rules(showing(panel, lambda s: Label("white on white")))
-    assert [rule for rule, _ in found] == ["contrast"]
+    assert [message for rule, message in found if rule == "contrast"] == [
+        "'white on white' has contrast 1.00:1 in the dark theme; it needs 4.5:1"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("background_color", "#888888", "the ground is not the theme's"),
+        ("frame_width", 40.0, "the camera does not show the whole frame"),
+        ("frame_center", np.array([3.0, 0.0, 0.0]), "the camera does not show the whole frame"),
+    ],
+)
+def test_a_camera_that_shows_something_else_is_found(name, value, message):
+    def play_it(scene):
+        setattr(scene.camera, name, value)
+        scene.hold(0.5)
+
+    assert rules(play_it) == [("camera", message)]
 
 
 # -- reading ---------------------------------------------------------------------------------------------------------
@@ -340,6 +459,22 @@ def test_a_caption_over_the_cut_and_a_chapter_shorter_than_its_captions_are_foun
     recording = recording_of(lambda scene: None)
     recording.seconds = 0.5
     assert "length" in {found.rule for found in check_recording(recording)}
+
+
+def test_captions_that_only_the_picture_or_only_the_tracks_have_are_found():
+    def play_it(scene):
+        scene.finish_beat()
+        band = CaptionBand("By hand, and gone before it is read.")
+        scene.add(band)
+        scene.hold(0.4)
+        scene.remove(band)
+        scene.captions.append(Caption(scene.now, scene.now + 2, "In the tracks."))
+        scene.hold(2)
+
+    assert rules(play_it) == [
+        ("caption", "is shown, but not said: use self.say"),
+        ("caption", "is said, but not shown"),
+    ]
 
 
 def test_a_chapter_that_says_nothing_is_found():

@@ -21,10 +21,17 @@ TEXT_CONTRAST, SHAPE_CONTRAST = 4.5, 3.0
 
 
 def check_layout(recording: Recording) -> Iterator[Finding]:
-    """Yield what rests outside the safe area, overlaps, or is too small."""
+    """Yield what rests outside the safe area, overlaps, or is too small; and a camera that makes it so."""
+    yield from _camera(recording)
     yield from _outside(recording)
     yield from _small(recording)
     yield from _overlaps(recording)
+
+
+def _camera(recording: Recording) -> Iterator[Finding]:
+    first = {look.camera: look for look in reversed(recording.looks) if look.camera}
+    for message, look in first.items():
+        yield finding(recording, look.start, "camera", "camera", message)
 
 
 def safe_area(recording: Recording) -> tuple[float, float, float, float]:

@@ -2,7 +2,8 @@
 
 import dataclasses
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from internals_math import trace_store
 from scenes.kit.formula import FormulaPart
 from scenes.kit.picture import Data, Picture
 from scenes.kit.recorder import TEXT, Drawn, Recording
+from scenes.kit.traced import Traced
 from scenes.kit.typed_numbers import typed
 from scripts.pipeline.checks import Finding, finding
 from scripts.pipeline.checks.stillness import still_things
@@ -31,7 +33,9 @@ _NUMBER = re.compile(
 
 def check_origins(recording: Recording) -> Iterator[Finding]:
     """Yield what was drawn without an origin, or differs from the value it says it is."""
-    fields = Fields(recording.scene)
+    if recording.trace is None:
+        return  # it could not be had, which is the error of the recording
+    fields = Fields(recording.trace, recording.scene.core)
     for entry in recording.scene.ledger:
         problem = fields.problem(entry["shown"], entry["origin"])
         if problem:
@@ -45,13 +49,14 @@ def check_origins(recording: Recording) -> Iterator[Finding]:
             if id(thing) in seen:
                 continue
             seen.add(id(thing))
-            for message in _untraced(thing, recording.scene.notation):
+            untraced = ((RULE, message) for message in _untraced(thing, type(recording.scene).notation))
+            for rule, message in (*untraced, *((VALUE, message) for message in fields.forged(thing.values))):
                 if (id(thing.picture), message) not in known:
                     known.add((id(thing.picture), message))
-                    yield finding(recording, look.start, thing.name, RULE, message)
+                    yield finding(recording, look.start, thing.name, rule, message)
     for look, thing in still_things(recording):
         for data in thing.data:
-            message = fields.wrong_data(data)
+            message = fields.wrong_drawing(data)
             if message:
                 yield finding(recording, look.start, thing.name, VALUE, message)
 
@@ -59,13 +64,14 @@ def check_origins(recording: Recording) -> Iterator[Finding]:
 def _untraced(thing: Drawn, notation: Sequence[str]) -> Iterator[str]:
     """Yield what a picture draws without saying where it comes from."""
     picture = thing.picture
-    if isinstance(picture, FormulaPart):
-        return  # its source was read when it was made
     if not isinstance(picture, Picture):
         yield "a mobject of Manim's own carries no origin: draw it with the kit"
         return
-    if not thing.ledger and not type(picture).draw.__module__.startswith("scenes.kit."):
-        yield "draws shapes but says in `ledger` of no data what they are"
+    own = [name for name in _TOLD_BY_THE_KIT if not _is_of_the_kit(getattr(type(picture), name))]
+    if own:
+        yield f"has a `{own[0]}` of its own: what draws, and what says of which data, belongs in scenes/kit"
+    if isinstance(picture, FormulaPart):
+        return  # its source was read when it was made
     written = {shown for shown, _ in thing.ledger if not _PICTORIAL.fullmatch(shown)}
     allowed = sorted({*written, *thing.instrument, *notation}, key=len, reverse=True)
     for mark in thing.marks:
@@ -79,12 +85,20 @@ def _untraced(thing: Drawn, notation: Sequence[str]) -> Iterator[str]:
             yield f"{number!r} in {mark.text!r} has no origin"
 
 
+_TOLD_BY_THE_KIT = ("draw", "render_to", "ledger", "data", "instrument")
+
+
+def _is_of_the_kit(method: Any) -> bool:
+    return method.__module__.startswith("scenes.kit.")
+
+
 class Fields:
     """The values that a scene's ledger speaks of."""
 
-    def __init__(self, scene: Any) -> None:
-        self.trace = scene.full_trace
-        self.provenance = trace_store.provenance(scene.core)
+    def __init__(self, trace: Any, core: ModuleType) -> None:
+        self.trace = trace
+        self.provenance = trace_store.provenance(core)
+        self._true: set[int] = set()  # ids of values that were compared
 
     def problem(self, shown: str, origin: str) -> tuple[str, str] | None:
         """Return the rule that a ledger entry breaks and how, or None."""
@@ -118,21 +132,28 @@ class Fields:
             raise ValueError(f"{origin} is a record")
         return value if isinstance(value, str) else np.asarray(value)
 
-    def wrong_data(self, data: Data) -> str | None:
-        """Return what is wrong with drawn data: it is not the field's, or the drawing is not of it."""
-        values = data.values
-        try:
-            field = np.asarray(self.resolve(values.field))
-            true = field.reshape(-1)[values.cells]
-        except (LookupError, AttributeError, ValueError):
-            return f"{values.field} is no field of the Trace"
-        if not np.array_equal(true, values.values, equal_nan=True):
-            return f"its values are not those of {values.origin}"
+    def forged(self, held: Iterable[Traced]) -> Iterator[str]:
+        """Yield what is wrong with values that say they are the Trace's. They must live as long as this object."""
+        for values in held:
+            if id(values) in self._true:
+                continue
+            try:
+                true = np.asarray(self.resolve(values.field)).reshape(-1)[values.cells]
+            except (LookupError, AttributeError, ValueError):
+                yield f"{values.field} is no field of the Trace"
+                continue
+            if np.array_equal(true, values.values, equal_nan=True):
+                self._true.add(id(values))
+            else:
+                yield f"its values are not those of {values.origin}"
+
+    def wrong_drawing(self, data: Data) -> str | None:
+        """Return how a drawing differs from the values it is of."""
         meant, drawn = np.broadcast_arrays(data.meant, data.drawn)
         scale = np.nanmax(np.abs(meant), initial=0.0) or 1.0
         if not np.allclose(drawn, meant, rtol=0, atol=1e-5 * scale, equal_nan=True):
             worst = np.nanmax(np.abs(drawn - meant))
-            return f"the drawing is off the values of {values.origin} by up to {worst:.3g}"
+            return f"the drawing is off the values of {data.values.origin} by up to {worst:.3g}"
         return None
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from scenes.kit import theme
 from scenes.kit.recorder import Recording
+from scenes.kit.topic_scene import CaptionBand
 from scripts.pipeline.checks import Finding, finding
 
 SHORTEST_VIDEO, LONGEST_VIDEO = 85.0, 120.0
@@ -17,6 +18,7 @@ def check_captions(recording: Recording) -> Iterator[Finding]:
     chapters = {unit.name for unit in recording.scene.chapter_units()}
     if recording.unit in chapters and not captions:
         yield finding(recording, 0.0, "chapter", "caption", "says nothing")
+    yield from _unsaid(recording)
     for caption in captions:
         seconds = caption.end - caption.start
         for problem in _problems(caption.text, seconds):
@@ -28,6 +30,17 @@ def check_captions(recording: Recording) -> Iterator[Finding]:
     if recording.error is None and read > recording.seconds:
         message = f"lasts {recording.seconds:.1f} s, its captions need {read:.1f} s"
         yield finding(recording, 0.0, "chapter", "length", message)
+
+
+def _unsaid(recording: Recording) -> Iterator[Finding]:
+    """Yield captions that are in the picture alone, or in the tracks alone."""
+    things = ((look, thing.picture) for look in recording.looks for thing in look.things)
+    shown = {band.text: look.start for look, band in things if isinstance(band, CaptionBand)}
+    said = {caption.text: caption.start for caption in recording.captions}
+    for text in (text for text in shown if text not in said):
+        yield finding(recording, shown[text], f"caption {text!r}", "caption", "is shown, but not said: use self.say")
+    for text in (text for text in said if text not in shown):
+        yield finding(recording, said[text], f"caption {text!r}", "caption", "is said, but not shown")
 
 
 def _problems(text: str, seconds: float) -> Iterator[str]:
