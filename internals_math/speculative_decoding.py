@@ -313,10 +313,11 @@ def estimate_alpha(
 
 # -- what the video shows ----------------------------------------------------------------------------------------------
 
-SHOWN = 10  # words of the histograms; all others share one more bar
+SHOWN = 6  # words of the histograms; all others share one more bar
 SHOWN_PREFIX = 21  # tokens of the series story, up to `took the lamp to the`: here draft and target differ
 GAMMAS = tuple(range(1, 9))
 CURVE = tuple(range(25))
+LAW = tuple(range(1, 11))  # up to the longest guess of Table 1
 COSTS = (0.0, 0.05, 0.1, 0.2)
 # The paper's Table 1: α and γ, with c = ĉ = 0.
 TABLE1 = ((0.6, 2), (0.7, 3), (0.8, 2), (0.8, 5), (0.9, 2), (0.9, 10))
@@ -366,10 +367,11 @@ class PaperRow:
 
 @dataclass(frozen=True, eq=False)
 class Trace(TopicTrace):
-    """Everything the scene draws. I iterations of γ guesses; K = 11 bars, the last one for all other words."""
+    """Everything the scene draws. I iterations of γ guesses; K = 7 bars, the last one for all other words."""
 
     config: Config
     prompt: str
+    plain_words: tuple[str, ...]  # what the target writes alone: other draws of the same distribution
     words: Words
     draft_words: tuple[str, ...]  # I · γ, iteration by iteration
     next_words: tuple[str, ...]  # I: what the target added
@@ -382,6 +384,7 @@ class Trace(TopicTrace):
     was_bonus: Bool[Tensor, " I"]
     shown_iteration: int  # the first that keeps some guesses and rejects one
     words_after_pass: Int[Tensor, " I"]
+    words_of_pass: Int[Tensor, " I"]
     passes: Int[Tensor, " I"]
     timeline_plain: Timeline
     timeline_speculative: Timeline
@@ -395,12 +398,15 @@ class Trace(TopicTrace):
     residual: Float[Tensor, " K"]  # the gap, normalized
     output_top: Float[Tensor, " K"]
     beta: float
+    rejected: float  # 1 - β: all of the excess, all of the gap
     max_abs_diff_output: float  # |output - p| over the whole vocabulary
-    dart_words: tuple[str, ...]  # a word drawn from q that was kept, and one that was not (if any ever is)
-    dart_bar: Int[Tensor, " darts"]
-    dart_ratio: Float[Tensor, " darts"]
-    dart_uniform: Float[Tensor, " darts"]
-    dart_accepted: Bool[Tensor, " darts"]
+    dart_words: tuple[str, ...]  # D draws from q, of words that have a bar
+    dart_bar: Int[Tensor, " D"]
+    dart_ratio: Float[Tensor, " D"]
+    dart_uniform: Float[Tensor, " D"]
+    dart_height: Float[Tensor, " D"]  # r · q, where it hits the bar of q: it is kept if that is below p
+    dart_accepted: Bool[Tensor, " D"]
+    dart_shown: Int[Tensor, " shown"]  # the first that is kept, and the one that is most clearly not (if any is)
     draft_names: tuple[str, ...]  # bigram, small
     alpha: dict[str, float]
     beta_edges: Float[Tensor, " edges"]
@@ -412,6 +418,10 @@ class Trace(TopicTrace):
     tokens_per_call_stderr: dict[str, Float[Tensor, " G"]]
     tokens_per_call_formula: dict[str, Float[Tensor, " G"]]  # independent β
     tokens_per_call_from_betas: dict[str, Float[Tensor, " G"]]  # β of neighbors in the target's own texts
+    law_gammas: Int[Tensor, " L"]
+    law_alphas: Float[Tensor, " A"]  # of Table 1
+    law_tokens: Float[Tensor, "A L"]
+    perfect_tokens: Float[Tensor, " L"]  # of a draft that is always right, γ + 1
     curve_gammas: Int[Tensor, " C"]
     speedup_costs: Float[Tensor, " S"]
     speedup_curves: Float[Tensor, "S C"]  # at the α of the chosen draft
@@ -423,6 +433,7 @@ class Trace(TopicTrace):
     table1: PaperRow
     exact_counts: Int[Tensor, " K"]  # first words of many runs after shown_prefix
     exact_expected: Float[Tensor, " K"]
+    exact_share: Float[Tensor, " K"]  # of exact_counts in all
     exact_runs: int
     chi_square: float
     degrees_of_freedom: int
@@ -435,6 +446,7 @@ def trace(config: Config) -> Trace:
 
     alphas, measured = experiment.measurements(config)
     alpha, c_hat = alphas[config.draft], experiment.operations_ratio(config.draft)
+    paper_alphas = sorted({a for a, _ in TABLE1})
     rows = [(expected_tokens(a, g), operations_factor(a, g, 0)) for a, g in TABLE1]
     return Trace(
         config=config,
@@ -442,6 +454,10 @@ def trace(config: Config) -> Trace:
         **experiment.shown_position(config),
         alpha=alphas,
         **measured,
+        law_gammas=torch.tensor(LAW),
+        law_alphas=torch.tensor(paper_alphas),
+        law_tokens=torch.tensor([[expected_tokens(a, g) for g in LAW] for a in paper_alphas]),
+        perfect_tokens=torch.tensor([expected_tokens(1, g) for g in LAW]),
         curve_gammas=torch.tensor(CURVE),
         speedup_costs=torch.tensor(COSTS),
         speedup_curves=torch.tensor([[walltime_improvement(alpha, g, c) for g in CURVE] for c in COSTS]),

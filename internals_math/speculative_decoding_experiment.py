@@ -38,6 +38,7 @@ RUN_PROMPT = "one day the"  # so short that no story ends within a run
 # Runs begin after 0 to 8 more words. If all began at one place, their iterations would keep step with the story.
 PHASES = 9
 FIRST_WORDS = 20_000
+DARTS = 40
 LEAST_EXPECTED = 5  # of a cell of the chi-square test; rarer words are counted together
 
 
@@ -124,6 +125,7 @@ def shown_run(config: Config) -> dict[str, Any]:
     q, p = _probabilities(config, run.tokens, iterations)
     return {
         "prompt": tiny_lm.PROMPT,
+        "plain_words": plain_words(config),
         "words": Words(tiny_lm.tokens(run.tokens), tuple(roles[:count]), torch.tensor(of_iteration[:count])),
         "draft_words": tuple(word for one in iterations for word in tiny_lm.tokens(one.draft_tokens)),
         "next_words": tiny_lm.tokens(one.next_token for one in iterations),
@@ -135,6 +137,7 @@ def shown_run(config: Config) -> dict[str, Any]:
         "num_accepted": counts,
         "was_bonus": counts == config.gamma,
         "words_after_pass": after,
+        "words_of_pass": after.diff(prepend=torch.tensor([0])),
         "shown_iteration": telling[0] if telling else 0,
         "passes": torch.arange(1, len(iterations) + 1),
         "timeline_plain": Timeline(
@@ -145,6 +148,19 @@ def shown_run(config: Config) -> dict[str, Any]:
         ),
         "timeline_speculative": speculative_timeline(after.tolist(), config.gamma, config.c),
     }
+
+
+def plain_words(config: Config) -> tuple[str, ...]:
+    """Return the words that the target writes after the prompt alone, one for each of its passes."""
+    generator = torch.Generator().manual_seed(config.seed)
+    (text,) = tiny_lm.generate(
+        tiny_lm.load("base"),
+        [tiny_lm.PROMPT],
+        config.max_new_tokens,
+        temperature=config.temperature,
+        generator=generator,
+    )
+    return tuple(text.split())
 
 
 @torch.no_grad()
@@ -211,10 +227,12 @@ def shown_position(config: Config) -> dict[str, Any]:
         "residual": bars(residual_distribution(p, q)),
         "output_top": bars(output),
         "beta": float(acceptance_probability(p, q)),
+        "rejected": float(1 - acceptance_probability(p, q)),
         "max_abs_diff_output": float((output - p).abs().max()),
         **_darts(p, q, top, generator),
         "exact_counts": shown_counts,
         "exact_expected": FIRST_WORDS * bars(p),
+        "exact_share": shown_counts / FIRST_WORDS,
         "exact_runs": FIRST_WORDS,
         **chi_square(counts, p),
     }
@@ -233,18 +251,24 @@ def first_tokens(
 
 
 def _darts(p: Tensor, q: Tensor, top: Tensor, generator: torch.Generator) -> dict[str, Any]:
-    """Return the first word drawn from q that is kept, and the first that is not, among the words with a bar."""
+    """Return the first words drawn from q among those with a bar, and where a dart thrown at that bar hits it."""
     drawn = torch.multinomial(q, 1000, replacement=True, generator=generator)
     uniforms = torch.rand(1000, dtype=torch.float64, generator=generator)
-    ratio = p[drawn] / q[drawn]
-    kept, has_bar = uniforms < ratio, torch.isin(drawn, top)
-    chosen = [int(hits.nonzero()[0]) for hits in (kept & has_bar, ~kept & has_bar) if hits.any()]
+    has_bar = torch.isin(drawn, top)
+    drawn, uniforms = drawn[has_bar][:DARTS], uniforms[has_bar][:DARTS]
+    ratio, height = p[drawn] / q[drawn], uniforms * q[drawn]
+    kept = uniforms < ratio
+    above = (height - p[drawn]).masked_fill(kept, -1)
+    shown = [int(kept.nonzero()[0])] if kept.any() else []
+    shown += [] if kept.all() else [int(above.argmax())]
     return {
-        "dart_words": tiny_lm.tokens(drawn[chosen]),
-        "dart_bar": torch.stack([(top == word).nonzero()[0, 0] for word in drawn[chosen]]),
-        "dart_ratio": ratio[chosen],
-        "dart_uniform": uniforms[chosen],
-        "dart_accepted": kept[chosen],
+        "dart_words": tiny_lm.tokens(drawn),
+        "dart_bar": torch.stack([(top == word).nonzero()[0, 0] for word in drawn]),
+        "dart_ratio": ratio,
+        "dart_uniform": uniforms,
+        "dart_height": height,
+        "dart_accepted": kept,
+        "dart_shown": torch.tensor(shown),
     }
 
 

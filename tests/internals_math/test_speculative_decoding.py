@@ -492,6 +492,7 @@ def test_the_shown_run_agrees_with_itself(default):
         written += [*default.draft_words[k * gamma : k * gamma + count], default.next_words[k]]
     assert tuple(written[: len(default.words.word)]) == default.words.word
     assert int(default.words_after_pass[-1]) == len(default.words.word)
+    assert torch.equal(default.words_of_pass.cumsum(dim=0), default.words_after_pass)
     assert 0 < int(default.num_accepted[default.shown_iteration]) < gamma
 
 
@@ -522,6 +523,8 @@ def test_the_bars_are_poured_flush_to_p(default):
     for bars in (default.p_top, default.q_top, default.residual):
         assert float(bars.sum()) == pytest.approx(1)
     assert float(default.min_pq.sum()) == pytest.approx(default.beta)
+    assert float(default.excess_top.sum()) == pytest.approx(default.rejected)
+    assert float(default.gap_top.sum()) == pytest.approx(default.rejected)
     assert 0.3 < default.beta < 0.9  # both colors can be seen
 
 
@@ -544,16 +547,42 @@ def test_the_bars_are_what_both_models_say_after_the_prefix(default):
     assert ((default.exact_counts - default.exact_expected).abs() <= 5 * default.exact_expected.sqrt() + 1).all()
 
 
-def test_one_dart_is_kept_and_one_is_not(default):
-    assert default.dart_accepted.tolist() == [True, False]
-    assert torch.equal(default.dart_uniform < default.dart_ratio, default.dart_accepted)
+def test_darts_hit_the_bars_of_the_draft_and_those_below_p_are_kept(default):
+    assert len(default.dart_words) == 40
     assert default.dart_words == tuple(default.top_words[bar] for bar in default.dart_bar.tolist())
-    bars = default.p_top[default.dart_bar] / default.q_top[default.dart_bar]
-    torch.testing.assert_close(bars, default.dart_ratio)
+    p, q = default.p_top[default.dart_bar], default.q_top[default.dart_bar]
+    torch.testing.assert_close(p / q, default.dart_ratio)
+    torch.testing.assert_close(default.dart_uniform * q, default.dart_height)
+    assert torch.equal(default.dart_uniform < default.dart_ratio, default.dart_accepted)
+    assert torch.equal(default.dart_height < p, default.dart_accepted)
+
+
+def test_the_darts_shown_one_by_one_are_the_first_kept_and_the_clearest_rejected(default):
+    kept, rejected = default.dart_shown.tolist()
+    assert default.dart_accepted[: kept + 1].tolist() == [False] * kept + [True]
+    above = default.dart_height - default.p_top[default.dart_bar]
+    assert float(above[rejected]) == float(above.max()) > 0.05  # to be seen beside the border
+
+
+def test_plain_decoding_writes_a_text_of_its_own_from_the_same_prompt(default):
+    alone = tiny_lm.generate(
+        tiny_lm.load("base"), [default.prompt], 24, temperature=1.0, generator=make_generator(0)
+    )  # fmt: skip
+    assert " ".join(default.plain_words) == alone[0]
+    assert len(default.plain_words) == len(default.timeline_plain.end)
+
+
+def test_the_law_is_drawn_through_the_points_of_table_1(default):
+    points = zip(default.table1.alpha, default.table1.gamma, default.table1.speed, strict=True)
+    for alpha, gamma, speed in points:
+        (row,) = (default.law_alphas == alpha).nonzero()[:, 0].tolist()
+        assert default.law_tokens[row, default.law_gammas.tolist().index(int(gamma))] == speed
+    assert torch.equal(default.perfect_tokens, default.law_gammas + 1.0)
 
 
 def test_many_first_words_follow_p(default):
     assert int(default.exact_counts.sum()) == default.exact_runs == 20_000
+    torch.testing.assert_close(default.exact_share * 20_000, default.exact_counts.float())
     assert default.p_value > 0.01
     assert default.degrees_of_freedom >= 4
 
