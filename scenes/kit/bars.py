@@ -28,6 +28,7 @@ class Bars(Picture):
         role: theme role of all bars, or one for each.
         number: format of the value at the end of a bar, None for none; `clear` keeps lines behind out of it.
         names: traced strings before the bars.
+        outline: draw only their edges, open at the ground, `dash` as a broken line.
     """
 
     animated = ("opacity", "amounts", "limit", "presence", "emphasis", "ink", "color", "zero", "places")
@@ -48,12 +49,15 @@ class Bars(Picture):
         clear: bool = False,
         names: Sequence[Any] = (),
         name_size: float = theme.LABEL,
+        outline: bool = False,
+        dash: Sequence[float] | None = None,
     ) -> None:
         self.direction = direction
         self.zero = _zero(signed)
         self.length, self.step, self.thickness, self.number = length, step, thickness, number
         self.style, self.name_style = Style(number_size, "numbers"), Style(name_size)
         self.clear = clear
+        self.outline, self.dash = outline, dash
         self.names = require_tokens(names, "Bars")
         self._take(values)
         count = len(self.values)
@@ -141,6 +145,26 @@ class Bars(Picture):
         _, end, across = self._span(index, self.amounts[index])
         return self.to_scene(end, across) if self.direction == "right" else self.to_scene(across, end)
 
+    def bar(self, index: int) -> "Bars":
+        """Return one bar as bars of their own that lie exactly over it, without its number and name.
+
+        Raises:
+            ValueError: the bar has no length.
+        """
+        index %= len(self.amounts)
+        zero, end, across = self._span(index, self.amounts[index])
+        if not end > zero:
+            raise ValueError(f"{self.values[index].origin} has no bar to take out, its value is {self.amounts[index]}")
+        part = Bars(
+            self.values[index : index + 1], limit=self.values[index], direction=self.direction, length=end - zero,
+            step=self.step, thickness=self.thickness, number=None, outline=self.outline, dash=self.dash,
+        )  # fmt: skip
+        part.color = self.color[index : index + 1].copy()
+        middle = (zero + end) / 2
+        _, right, _ = self._frame()
+        place = self.to_scene(middle, across) if self.direction == "right" else self.to_scene(across, middle)
+        return part.scale(float(np.linalg.norm(right))).move_to(place)
+
     def _span(self, index: int, amount: float) -> tuple[float, float, float]:
         """Return where a bar of this amount starts and ends along its direction, and the middle of it across."""
         ground = self.local_width if self.direction == "right" else self.local_height
@@ -173,7 +197,11 @@ class Bars(Picture):
             color = theme.mix(theme.BACKGROUND, own, round(strength * 32) / 32)
             low, size = min(zero, end), max(abs(end - zero), 0.012)
             shown = min(1.0, 4 * float(self.presence[index]))
-            if self.direction == "right":
+            if self.outline:
+                edge = [(zero, across - half), (end, across - half), (end, across + half), (zero, across + half)]
+                path = edge if self.direction == "right" else [(y, x) for x, y in edge]
+                painter.polyline(path, stroke=color, dash=self.dash, opacity=shown)
+            elif self.direction == "right":
                 painter.box(low, across - half, size, 2 * half, fill=color, radius=min(0.05, size / 2), opacity=shown)
             else:
                 painter.box(across - half, low, 2 * half, size, fill=color, radius=min(0.05, size / 2), opacity=shown)

@@ -10,7 +10,7 @@ from scenes.kit.bars import Bars
 from scenes.kit.shapes import Stroke
 from scenes.kit.traced import Traced, TracedText
 from scenes.kit.typography import width
-from tests.scenes.kit.drawing import amount_of, color_at, halfway, pixels
+from tests.scenes.kit.drawing import FINE, amount_of, color_at, halfway, pixels
 
 VALUES = Traced("weights", np.array([1.0, 0.5, 0.25, np.nan]))
 SIGNED = Traced("scores", np.array([2.0, -1.0]))
@@ -140,3 +140,36 @@ def test_bars_refuse_what_they_cannot_show():
         Bars(SIGNED).reorder([0, 0])
     with pytest.raises(ValueError, match="needs a name for each of its 2 values, got 1"):
         Bars(SIGNED, names=(TracedText("a", "tokens[0]"),))
+
+
+def test_an_outline_leaves_the_inside_empty_and_the_ground_open():
+    bars = Bars(VALUES[:1], role="KEY", direction="up", length=4.0, step=2.0, number=None, outline=True)
+    image = pixels(bars, FINE)
+    middle = (root(bars, 0) + bars.tip(0)) / 2
+    aside = np.array([bars.thickness * bars.step / 2, 0, 0])
+    assert color_at(image, bars.tip(0)) == theme.KEY
+    assert color_at(image, middle + aside) == color_at(image, middle - aside) == theme.KEY
+    assert color_at(image, middle) == color_at(image, root(bars, 0)) == theme.BACKGROUND
+
+
+def test_a_broken_outline_has_gaps():
+    whole, broken = (
+        Bars(VALUES[:1], role="KEY", length=3.0, number=None, outline=True, dash=dash) for dash in (None, (0.1, 0.1))
+    )
+    amounts = [amount_of(pixels(bars, FINE), theme.KEY) for bars in (whole, broken)]
+    assert 0.35 * amounts[0] < amounts[1] < 0.65 * amounts[0]
+
+
+@pytest.mark.parametrize("direction", ["right", "up"])
+def test_one_bar_taken_out_lies_exactly_over_it(direction):
+    bars = Bars(VALUES, limit=2.0, length=4.0, direction=direction, role="KEY", number=None).shift([0.5, -0.3, 0])
+    part = bars.bar(1)
+    np.testing.assert_allclose(part.tip(0), bars.tip(1))
+    np.testing.assert_allclose(root(part, 0), root(bars, 1))
+    assert part.values.origin == "weights[1]"
+    assert (part.height if direction == "up" else part.width) == pytest.approx(1.0)  # its box is the bar
+
+
+def test_a_bar_without_length_cannot_be_taken_out():
+    with pytest.raises(ValueError, match=r"zeros\[0\] has no bar to take out, its value is 0"):
+        Bars(Traced("zeros", np.array([0.0, 1.0]))).bar(0)
