@@ -94,7 +94,7 @@ TOPICS = (
         "Speculative Decoding",
         "Verification probability, acceptance sampling, and trading compute for latency.",
         "Attention",
-        CORE,
+        FINISHED,
     ),
     Topic(
         "quantization",

@@ -1,0 +1,594 @@
+"""Draws internals_math.speculative_decoding.Trace."""
+
+from typing import Any
+
+import numpy as np
+from manim import DOWN, LEFT, RIGHT, UP, FadeIn, FadeOut, Group, LaggedStart, linear
+
+from internals_math import speculative_decoding
+from scenes.kit import theme
+from scenes.kit.bars import Bars
+from scenes.kit.chart import Chart
+from scenes.kit.darts import Darts
+from scenes.kit.formula import Formula
+from scenes.kit.gantt import Gantt
+from scenes.kit.label import Label, Readout, StepThrough
+from scenes.kit.motion import RowByRow
+from scenes.kit.shapes import Frame, Stroke, arrow
+from scenes.kit.tensor_grid import largest
+from scenes.kit.token_row import TokenRow
+from scenes.kit.topic_scene import TopicScene, chapter, loop
+from scenes.speculative_decoding_stage import (
+    DASH,
+    DRAFT,
+    FILLED,
+    KEPT,
+    REFILLED,
+    REJECTED,
+    STEP,
+    TARGET,
+    TwoShapes,
+)
+
+PLAIN_PASSES = 8  # of the first chapter
+ROLES = {"accepted": KEPT, "replaced": REFILLED, "bonus": TARGET}
+LINE = 13.1  # width of a line of words
+
+
+class SpeculativeDecoding(TopicScene):
+    """How can one pass of a large model write several words, and lose nothing?"""
+
+    core = speculative_decoding
+    takeaway = (
+        "A cheap draft guesses, one pass checks, and what is cut off is refilled: "
+        "exactly the target’s distribution, in fewer passes."
+    )
+    loop_alt = (
+        "The part of the draft histogram above the target is cut off and poured into the gaps until the bars match the "
+        "target exactly."
+    )
+
+    # -- chapter 1 --------------------------------------------------------------------------------------------------
+
+    @chapter("One pass, one word")
+    def one_by_one(self):
+        """Each word costs one full pass of the large model."""
+        trace = self.trace
+        line = trace.timeline_plain
+        count = min(PLAIN_PASSES, len(trace.plain_words), len(line.end))
+        width = 10.9
+        passes = Gantt(
+            line.start[:count], line.end[:count], lanes=("large model",), roles=TARGET, width=width, height=0.95,
+            now=line.start[0],
+        ).move_to([0, 1.0, 0]).align_to([6.55, 0, 0], RIGHT)  # fmt: skip
+        prompt = TokenRow((trace.prompt,)).move_to([0, 2.5, 0]).align_to(passes, LEFT)
+        words = TokenRow(trace.plain_words[:count], tile=width / count, height=0.52, size=0.22, roles=TARGET)
+        words.move_to([0, -0.75, 0]).align_to(passes, LEFT).hide()
+        time = Label("time →", color=theme.MUTED).next_to(passes, UP, buff=0.2).align_to(passes, RIGHT)
+        one = Label("one pass", size=0.18, color=theme.ink_on(theme.VALUE, theme.current()), bold=True)
+        one.move_to(passes.block_center(0)).set_z_index(1)
+        done = Readout(lambda n: _counted(n, "word"), line.words[0], face="words", size=0.36, bold=True)
+        taken = Readout(lambda n: _counted(n, "pass", "passes"), line.words[0], face="words", size=0.36, bold=True)
+        taken.set_color(theme.VALUE)
+        done.move_to([-1.5, -2.2, 0], aligned_edge=RIGHT)
+        taken.move_to([-0.9, -2.2, 0], aligned_edge=LEFT)
+
+        self.say("A large model writes a word, reads it, and writes the next.")
+        self.play(FadeIn(passes, prompt, words, time), run_time=theme.QUICK)
+        into = arrow(prompt.get_bottom() + 1.2 * LEFT, passes.moment(0.12) + 0.5 * UP)
+        self.play(into.draw_to(0).animate.draw_to(1), run_time=0.4)
+        for k in range(count):
+            pace = 1.0 if k < 2 else 0.55
+            if k == 3:
+                self.say("Each word costs one full pass of the large model.")
+            self.play(passes.animate(rate_func=linear).run_to(line.end[k]), run_time=0.75 * pace)
+            word = words.tile(k).move_to(passes.block_center(k)).set_opacity(0)
+            if k == 0:
+                self.play(FadeIn(one), run_time=0.3)
+            word_down = word.animate.move_to(words.tile_center(k)).set_opacity(1)
+            counts = [FadeIn(done, taken)]
+            if k:
+                counts = [done.animate.set_value(line.words[k], RIGHT), taken.animate.set_value(line.words[k])]
+            self.play(word_down, *counts, run_time=0.4 * pace)
+            words.show(k)
+            self.remove(word)
+            if k + 1 < count:
+                start = words.tile_center(k) + 0.3 * UP + 0.45 * RIGHT
+                back = arrow(start, passes.moment(float(line.start[k + 1]) + 0.12) + 0.5 * DOWN, color=theme.MUTED)
+                self.play(back.draw_to(0).animate.draw_to(1), run_time=0.3 * pace)
+        self.hold(0.6)
+
+    # -- chapter 2 --------------------------------------------------------------------------------------------------
+
+    @chapter("Guess, then check")
+    def guess_and_check(self):
+        """A small model guesses ahead; one big pass checks all guesses."""
+        trace = self.trace
+        shown, gamma = int(trace.shown_iteration), int(trace.config.gamma)
+        first, kept = shown * (gamma + 1), int(trace.num_accepted[shown])
+        blocks, last = slice(first, first + gamma + 1), first + gamma
+        line = trace.timeline_speculative
+        passes = Gantt(
+            line.start[blocks], line.end[blocks], lanes=("small model", "large model"), lane=[0] * gamma + [1],
+            roles=[DRAFT] * gamma + [TARGET], width=10.9, height=0.7, now=line.start[first],
+        ).move_to([0, 0.95, 0]).align_to([6.55, 0, 0], RIGHT)  # fmt: skip
+        story = self.story(shown)
+        new = range(len(story.tokens) - int(trace.words_of_pass[shown]), len(story.tokens))
+        story.hide(new)
+        pitch = min(1.75, 10.7 / (gamma + 1))
+        drafts = trace.draft_words[shown * gamma : (shown + 1) * gamma]
+        guesses = TokenRow(drafts, tile=pitch, height=0.6, size=0.22, roles=DRAFT).hide()
+        under = float(passes.moment(line.start[last])[0]) + 0.2  # where the pass that reads them begins
+        left = min(under, 6.5 - (gamma + 1) * pitch)
+        guesses.move_to([0, -1.0, 0]).align_to([left, 0, 0], LEFT)
+        own_place = guesses.tile_center(kept) if kept < gamma else guesses.tile_center(gamma - 1) + pitch * RIGHT
+        time = Label("time →", color=theme.MUTED).next_to(passes, DOWN, buff=0.2).align_to(passes, RIGHT)
+
+        self.say("A small model guesses ahead, word by word. Its passes are short.")
+        self.play(FadeIn(passes, story, guesses, time), run_time=theme.QUICK)
+        for k in range(gamma):
+            self.play(passes.animate(rate_func=linear).run_to(line.end[first + k]), run_time=min(0.4, 1.6 / gamma))
+            word = guesses.tile(k).move_to(passes.block_center(k)).set_opacity(0)
+            self.play(
+                word.animate.move_to(guesses.tile_center(k)).set_opacity(1), run_time=min(0.6, 2.4 / gamma)
+            )  # fmt: skip
+            guesses.show(k)
+            self.remove(word)
+        self.say("One pass of the large model reads all guesses at once.")
+        beam = Frame(guesses.width + 0.2, 0.9, color=theme.VALUE, line=theme.THICK)
+        beam.move_to(passes.block_center(gamma)).set_opacity(0)
+        self.play(
+            passes.animate(rate_func=linear).run_to(line.end[last]),
+            beam.animate.move_to(guesses).set_opacity(1),
+            run_time=1.8,
+        )
+        if kept < gamma:
+            self.say("It keeps guesses up to the first rejected one, and writes a word itself.")
+        else:
+            self.say("It keeps them all, and adds a word of its own.")
+        verdicts = [self.verdict(k < kept, guesses.tile_center(k)) for k in range(min(kept + 1, gamma))]
+        for k, verdict in enumerate(verdicts):
+            colored = guesses.animate.paint(k, KEPT if k < kept else REJECTED)
+            self.play(FadeIn(verdict, shift=0.15 * UP), colored, run_time=min(0.45, 2.4 / gamma))
+        self.hold(0.4)
+        own = TokenRow(
+            trace.next_words[shown : shown + 1], tile=pitch, height=0.6, size=0.22,
+            roles=REFILLED if kept < gamma else TARGET,
+        ).move_to(passes.block_end(gamma) + 0.8 * LEFT).set_opacity(0)  # fmt: skip
+        if kept < gamma:
+            fallen = guesses.copy().hide(slice(0, kept))
+            self.add(fallen)
+            guesses.hide(slice(kept, None))
+            self.play(fallen.animate.shift(0.9 * DOWN).set_opacity(0), FadeOut(beam, verdicts[-1]), run_time=theme.MOVE)
+            self.remove(fallen)
+        self.play(own.animate.move_to(own_place).set_opacity(1), run_time=theme.MOVE)
+        self.hold(0.3)
+        self.say("All of these words took a single pass of the large model.")
+        flights = [*(guesses.tile(k) for k in range(kept)), own][: len(new)]
+        gain = Label(f"{_counted(trace.words_of_pass[shown], 'word')} from one pass", size=0.34, bold=True)
+        gain.move_to([passes.get_center()[0], guesses.get_center()[1], 0])
+        guesses.hide()
+        self.add(*flights)
+        landing = [flight.animate.become(story.tile(k)) for flight, k in zip(flights, new, strict=True)]
+        self.play(
+            *(FadeOut(verdict) for verdict in verdicts[:kept]),
+            *([FadeOut(beam)] if kept == gamma else []),
+            LaggedStart(*landing, lag_ratio=0.8 / len(landing)),
+            run_time=1.4,
+        )
+        self.play(FadeIn(gain), run_time=theme.QUICK)
+        self.hold(0.8)
+
+    def story(self, shown: int) -> TokenRow:
+        """Return the end of the text after an iteration, as much of it as fits in a line, its own words in color."""
+        trace = self.trace
+        count = int(trace.words_after_pass[shown])
+        before = count - int(trace.words_of_pass[shown])
+        roles = ["TEXT"] * (before + 1) + [ROLES[str(role)] for role in trace.words.role[before:count]]
+        tokens = [trace.prompt, *trace.words.word[:count]]
+        rows = (TokenRow(tokens[skipped:], roles=roles[skipped:]) for skipped in range(len(tokens)))
+        row = next(row for row in rows if row.width <= LINE)
+        return row.move_to([0, 2.4, 0]).align_to([-6.55, 0, 0], LEFT)
+
+    def verdict(self, is_kept: bool, place: np.ndarray) -> Label:
+        """Return the mark below a guess."""
+        sign, color = ("✓", theme.KEY) if is_kept else ("✗", theme.LOSS)
+        return Label(sign, size=0.3, color=color, bold=True).move_to(place + 0.9 * DOWN)
+
+    # -- chapter 3 --------------------------------------------------------------------------------------------------
+
+    @chapter("Two shapes")
+    def two_shapes(self):
+        """The overlap of the two shapes is the chance of acceptance."""
+        trace = self.trace
+        stage = TwoShapes(trace)
+        stage.draft.hide()
+        stage.target.hide()
+        stage.shared.hide()
+        draft, target = stage.names
+        self.say("The small model, the draft, rates every next word.")
+        self.play(FadeIn(stage.axis, self.prefix(stage)), run_time=theme.QUICK)
+        self.add(stage.shared, stage.draft, stage.target)
+        self.play(stage.draft.animate.show(), FadeIn(*draft), run_time=1.4)
+        self.say("The large model, the target, rates them its own way.")
+        self.play(stage.target.animate.show(), FadeIn(*target), run_time=1.4)
+        self.say("The overlap of the two shapes is the chance of acceptance.")
+        law = Formula("sum min({{ p : target }}, {{ q : draft }})", size=0.2, target=TARGET, draft=DRAFT)
+        kept = self.share(stage, trace.beta, "kept", KEPT, 0)
+        law.next_to(kept[0], LEFT, buff=0.25)
+        self.play(stage.shared.animate.show(), run_time=1.8)
+        self.play(FadeIn(*kept, law), run_time=theme.QUICK)
+        self.say("Red: the draft says these too often. Empty: not often enough.")
+        for piece in stage.excess.values():
+            piece.set_opacity(0)
+        self.add(*stage.excess.values(), stage.draft, stage.target)
+        red = [piece.animate.set_opacity(1) for piece in stage.excess.values()]
+        self.play(*red, FadeIn(*self.share(stage, trace.rejected, "too often", REJECTED, 1)), run_time=1.0)
+        self.play(FadeIn(*self.missing(stage)), run_time=theme.QUICK)
+        self.say("What is too much is exactly as large as what is missing.")
+        self.play(FadeIn(*self.share(stage, trace.rejected, "missing", REFILLED, 2)), run_time=theme.QUICK)
+
+    def share(self, stage: TwoShapes, value: Any, words: str, role: str, line: int) -> list[Label]:
+        """Return how much of a shape is of one kind, at the right."""
+        color, place = getattr(theme, role), np.array([stage.pool[0], 0.85 - 1.3 * line, 0])
+        number = Readout(lambda b: f"{b:.0%}", value, size=0.46, bold=True, color=color).move_to(place)
+        return [number, Label(words, color=color, bold=True).next_to(number, DOWN, buff=0.2)]
+
+    def prefix(self, stage: TwoShapes) -> TokenRow:
+        """Return the end of the text before the two shapes."""
+        row = TokenRow(self.trace.shown_prefix[-7:], size=0.18, height=0.42)
+        return row.move_to([0, 2.75, 0]).align_to(stage.axis, LEFT)
+
+    def missing(self, stage: TwoShapes) -> list[Label]:
+        """Return words inside the gaps that have room for them."""
+        roomy = [k for k, piece in stage.gaps.items() if piece.height > 0.4]
+        return [Label("missing", size=theme.SMALL, color=theme.SCORE, bold=True).move_to(stage.gaps[k]) for k in roomy]
+
+    # -- chapter 4 and the loop -------------------------------------------------------------------------------------
+
+    @chapter("Move the excess")
+    def move_the_excess(self):
+        """Rejected mass is poured exactly where p is still missing."""
+        trace = self.trace
+        stage = TwoShapes(trace)
+        self.add(*stage.shapes(), *stage.keys())
+        rule = Formula(
+            "min(1, {{ p : target }} / {{ q : draft }})", size=0.26, target=TARGET, draft=DRAFT
+        ).move_to([stage.pool[0], -0.2, 0])  # fmt: skip
+        rule_name = Label("a guess is kept\nwith chance", color=theme.MUTED, align=0.5).next_to(rule, UP, buff=0.3)
+        darts = Darts(trace.dart_height, trace.dart_bar, stage.draft).set_z_index(2)
+        darts.presence = np.zeros(len(trace.dart_words))
+        self.add(darts)
+        for k in [int(one) for one in trace.dart_shown]:
+            is_kept = bool(trace.dart_accepted[k])
+            word = trace.dart_words[k]
+            if is_kept:
+                self.say(f"Guess “{word}”: throw a dart at the draft’s bar. Green: it is kept.")
+            else:
+                self.say(f"Guess “{word}”: the dart hits red, so it is rejected.")
+            self.throw(stage, darts, k, is_kept)
+            if is_kept:
+                self.play(FadeIn(rule, rule_name), run_time=theme.QUICK)
+        self.say("Many guesses: what lands in the green is kept.")
+        rest = [k for k in range(len(trace.dart_words)) if not darts.presence[k]]
+        self.play(RowByRow(darts, rest), run_time=2.0)
+        self.hold(0.5)
+        self.say("Rejected mass is poured exactly where p is still missing.")
+        self.play(FadeOut(darts, rule, rule_name), run_time=theme.QUICK)
+        self.move_over(stage, pace=1.0)
+        self.say("Flush with the target: nothing is approximated.")
+        worst = Readout(lambda d: f"{d:.0e}", trace.max_abs_diff_output, size=0.3, bold=True)
+        worst.move_to([stage.pool[0], 0.2, 0])
+        worst_name = Label("largest difference\nfrom p", color=theme.MUTED, align=0.5).next_to(worst, DOWN, buff=0.25)
+        self.play(FadeIn(worst, worst_name), run_time=theme.QUICK)
+        self.say(f"{trace.exact_runs:,} guesses, checked and replaced: the counts agree.")
+        counted = Bars(
+            trace.exact_share, direction="up", limit=stage.target.limit, length=stage.target.length, step=STEP,
+            thickness=FILLED, number=None, role="TEXT", outline=True, dash=DASH,
+        ).move_to(stage.target).hide()  # fmt: skip
+        name = stage.key("counted", "TEXT", DASH, 0)
+        self.add(counted)
+        self.play(counted.animate.show(), FadeIn(*name), run_time=1.6)
+        self.hold(0.6)
+
+    def throw(self, stage: TwoShapes, darts: Darts, k: int, is_kept: bool) -> None:
+        """Drop a guessed word on its bar, and the dart into it."""
+        trace = self.trace
+        tile = TokenRow(trace.dart_words[k : k + 1], roles=DRAFT)
+        over = stage.draft.tip(int(trace.dart_bar[k])) + 0.32 * UP
+        top = np.array([over[0], 2.75, 0])
+        tile.move_to(top)
+        self.play(FadeIn(tile), run_time=0.4)
+        self.play(tile.animate.move_to(over), run_time=0.7)
+        self.play(RowByRow(darts, [k]), run_time=0.5)
+        words, color = ("✓ kept", theme.KEY) if is_kept else ("✗ rejected", theme.LOSS)
+        mark = Label(words, size=0.3, color=color, bold=True).move_to([stage.pool[0], -1.5, 0])
+        self.play(tile.animate.paint(0, KEPT if is_kept else REJECTED), FadeIn(mark), run_time=0.4)
+        self.hold(0.6)
+        self.play(FadeOut(tile, mark), run_time=0.3)
+
+    def move_over(self, stage: TwoShapes, *, pace: float) -> dict[int, Bars]:
+        """Let the excess peel off, be cut anew by what is missing, and fill the gaps; return the pieces in them."""
+        color, place = theme.LOSS, stage.pool + 0.3 * DOWN
+        share = Readout(lambda b: f"{b:.0%} rejected", self.trace.rejected, face="words", bold=True, color=color)
+        share.move_to(place)
+        gone = [part.animate.set_opacity(0) for part in stage.draft_parts()]
+        self.play(stage.peel(pace=pace), FadeIn(share), *gone, run_time=1.5 * pace)
+        self.hold(0.4 * pace)
+        pieces = stage.stacked(stage.gaps)
+        again = Label("drawn again", bold=True, color=theme.SCORE).move_to(place)
+        names = stage.shares(pieces)
+        self.play(stage.recut(pieces, pace=pace), FadeOut(share), FadeIn(again, *names), run_time=0.7 * pace)
+        self.hold(0.7 * pace)
+        self.play(FadeOut(again, *names), run_time=0.3 * pace)
+        self.play(stage.pour(pieces, pace=pace), run_time=1.5 * pace)
+        return pieces
+
+    @loop
+    def cut_and_pour(self):
+        """The excess of the draft becomes what the target still misses."""
+        stage = TwoShapes(self.trace, foot=-2.7, height=5.2)
+        self.add(*stage.shapes(), *stage.keys())
+        self.hold(0.7)
+        pieces = self.move_over(stage, pace=0.75)
+        self.hold(1.0)
+        stage.set_down(stage.excess)
+        excess = [piece.set_opacity(0) for piece in stage.excess.values()]
+        self.play(*(FadeOut(piece) for piece in pieces.values()), run_time=0.5)
+        self.add(*excess, stage.draft.set_opacity(1).hide(), stage.target)
+        again = [part.animate.set_opacity(1) for part in stage.names[0]]
+        self.play(stage.draft.animate.show(), *again, run_time=0.7)
+        self.play(*(piece.animate.set_opacity(1) for piece in excess), run_time=0.5)
+
+    # -- chapter 5 --------------------------------------------------------------------------------------------------
+
+    @chapter("Run it")
+    def run_it(self):
+        """Same distribution, fewer passes."""
+        trace = self.trace
+        plain, guessed = trace.timeline_plain, trace.timeline_speculative
+        gamma = int(trace.config.gamma)
+        span = (0.0, max(float(plain.end[-1]), float(guessed.end[-1])))
+        looks: dict[str, Any] = {"width": 9.0, "height": 0.66, "span": span, "now": 0.0}
+        alone = Gantt(plain.start, plain.end, lanes=("one by one",), roles=TARGET, **looks)
+        roles = [DRAFT if str(model) == "draft" else TARGET for model in guessed.model]
+        checked = Gantt(guessed.start, guessed.end, lanes=("guess, check",), roles=roles, **looks)
+        words, passes = [], []
+        for lane, y, fields in (
+            (alone, 2.45, (plain.words, plain.words)), (checked, 1.6, (trace.words_after_pass, trace.passes))
+        ):  # fmt: skip
+            lane.move_to([0, y, 0]).align_to([-4.7, 0, 0], LEFT)
+            corner = lane.get_right() + 0.2 * RIGHT
+            words.append(Readout(lambda n: _counted(n, "word"), fields[0][0], face="words", size=0.22, bold=True))
+            passes.append(
+                Readout(
+                    lambda n: _counted(n, "pass", "passes"), fields[1][0], face="words", color=theme.MUTED, size=0.18
+                )
+            )
+            words[-1].move_to(corner + 0.16 * UP, aligned_edge=LEFT)
+            passes[-1].move_to(corner + 0.2 * DOWN, aligned_edge=LEFT)
+        rows = self.text_rows(0.12)
+        prompt = TokenRow((trace.prompt,), size=0.22, height=0.52).move_to([0, 0.8, 0]).align_to(rows[0], LEFT)
+        self.say("Now a whole text, in a race with one word per pass.")
+        self.play(FadeIn(alone, checked, prompt, *rows, *self.meanings()), run_time=theme.QUICK)
+        iterations = len(trace.passes)
+        pace, reached, flights = min(1.1, 6.6 / iterations), 0, []
+        for k in range(iterations):
+            if k == (iterations + 1) // 2:
+                self.say("Each pass of the large model now writes several words.")
+            ends = guessed.end[(k + 1) * (gamma + 1) - 1]
+            written = plain.words[reached : int(min(float(ends), float(plain.end[-1])) + 1e-4)]
+            reached += len(written)
+            moves = [lane.animate(rate_func=linear).run_to(ends) for lane in (alone, checked)]
+            self.play(*moves, *self.count(words[0], passes[0], written), *self.landing(flights, rows), run_time=pace)
+            self.land(flights, rows)
+            flights = self.words_of(k, checked.moment(ends), rows)
+            self.add(words[1].set_value(trace.words_after_pass[k]), passes[1].set_value(trace.passes[k]))
+        self.play(*self.landing(flights, rows), run_time=pace)
+        self.land(flights, rows)
+        self.say("Same distribution, fewer passes.")
+        if reached < len(plain.words):
+            self.play(
+                alone.animate(rate_func=linear).run_to(plain.end[-1]),
+                *self.count(words[0], passes[0], plain.words[reached:]),
+                run_time=2.4,
+            )
+        self.hold(1.0)
+
+    def count(self, words: Readout, passes: Readout, values: Any) -> list[StepThrough]:
+        """Return the way of both counters through what was written in a while; one word is one pass."""
+        return [StepThrough(one, values, rate_func=linear) for one in (words, passes)] if len(values) else []
+
+    def meanings(self) -> list[Label]:
+        """Return what the colors of words mean."""
+        labels = [
+            Label(words, color=getattr(theme, role), bold=True)
+            for words, role in (
+                ("guessed and kept", KEPT),
+                ("drawn again", REFILLED),
+                ("added by the large model", TARGET),
+            )
+        ]
+        Group(*labels).arrange(RIGHT, buff=0.8).move_to([0, -2.5, 0])
+        return labels
+
+    def text_rows(self, top: float) -> list[TokenRow]:
+        """Return the text that was written, eight words a line, each in the color of how it came; nothing shown yet."""
+        words = self.trace.words
+        rows = []
+        for start in range(0, len(words.word), 8):
+            part = slice(start, start + 8)
+            row = TokenRow(
+                words.word[part],
+                tile=1.6,
+                height=0.56,
+                size=0.24,
+                roles=[ROLES[str(role)] for role in words.role[part]],
+            )
+            rows.append(row.move_to([0, top - 0.64 * len(rows), 0]).align_to([-6.4, 0, 0], LEFT).hide())
+        return rows
+
+    def words_of(self, k: int, place: np.ndarray, rows: list[TokenRow]) -> list[tuple[int, TokenRow]]:
+        """Return the words of an iteration, where its pass ends."""
+        wanted = np.flatnonzero(np.asarray(self.trace.words.iteration) == k).tolist()
+        return [(w, rows[w // 8].tile(w % 8).scale(0.68).move_to(place)) for w in wanted]
+
+    def landing(self, flights: list[tuple[int, TokenRow]], rows: list[TokenRow]) -> list[Any]:
+        """Return the way of words from their pass to their place in the text."""
+        moves = [tile.animate.become(rows[w // 8].tile(w % 8)) for w, tile in flights]
+        return [LaggedStart(*moves, lag_ratio=min(0.15, 0.6 / len(moves)))] if moves else []
+
+    def land(self, flights: list[tuple[int, TokenRow]], rows: list[TokenRow]) -> None:
+        for w, tile in flights:
+            rows[w // 8].show(w % 8)
+            self.remove(tile)
+
+    # -- chapter 6 --------------------------------------------------------------------------------------------------
+
+    @chapter("Prediction meets measurement")
+    def prediction(self):
+        """Longer guesses pay less and less."""
+        trace = self.trace
+        gammas, law = trace.gammas, trace.law_gammas
+        chart = Chart(
+            8.6, 4.25, x=(0, float(law[-1])), y=(0, 9), x_ticks=(0, 2, 4, 6, 8, 10), y_ticks=(0, 3, 6, 9),
+            x_format="d", y_format="d", x_label="guesses for each pass", y_label="words from each pass",
+        ).move_to([-1.65, 0.35, 0])  # fmt: skip
+        perfect = chart.curve(law[:8], trace.perfect_tokens[:8], role="FROZEN", dash=DASH, drawn=0)
+        words = {"small": "small model", "bigram": "word pairs"}
+        roles = {"small": DRAFT, "bigram": "GRADIENT"}
+        lines, dots = [], []
+        for name, role in roles.items():
+            lines.append(chart.curve(gammas, trace.tokens_per_call_formula[name], role=role, drawn=0))
+            dots.append(chart.curve(gammas, trace.tokens_per_call_measured[name], role=role, line=0, dots=0.1, drawn=0))
+        names = [
+            Label(f"{words[name]}\nα = {trace.alpha[name]:.0%} kept", color=getattr(theme, role), bold=True)
+            for name, role in roles.items()
+        ]
+        upper, lower = (float(chart.point(number, len(gammas) - 1)[1]) for number in lines)
+        for label, height in zip(names, (max(upper, lower + 0.9), lower), strict=True):
+            label.move_to([chart.get_right()[0] + 1.25, height, 0], aligned_edge=LEFT)
+        dream = Label("every guess kept", color=theme.MUTED).next_to(chart.point(perfect, 7), RIGHT, buff=0.2)
+        self.say("If every guess were kept, each would add a word.")
+        self.play(FadeIn(chart), run_time=theme.QUICK)
+        self.play(chart.animate(rate_func=linear).draw_curve(perfect), run_time=1.0)
+        self.play(FadeIn(dream), run_time=0.3)
+        self.say("One miss ends the rest: longer guesses pay less and less.")
+        self.play(self.drawing(chart, lines), run_time=2.2)
+        self.play(FadeIn(*names), run_time=0.4)
+        self.say(f"Dots: counted in {trace.measured_runs:d} texts of each draft. Lines: the formula.")
+        self.play(self.drawing(chart, dots), run_time=2.2)
+        self.hold(0.6)
+        self.say("The paper’s own table lies on the same law.")
+        laws = [chart.curve(law, tokens, role="FROZEN", line=theme.HAIRLINE, drawn=0) for tokens in trace.law_tokens]
+        table = chart.curve(trace.table1.gamma, trace.table1.speed, role="TEXT", line=0, dots=0.1, drawn=0)
+        signs = [
+            Label(f"α = {alpha:.0%}", size=theme.SMALL, color=theme.MUTED).next_to(
+                chart.point(number, len(law) - 1), RIGHT, buff=0.22
+            )
+            for alpha, number in zip(trace.law_alphas, laws, strict=True)
+        ]
+        self.play(self.drawing(chart, laws), run_time=1.2)
+        title = Label("● the paper’s table", bold=True)
+        title.move_to([names[0].get_left()[0], chart.get_top()[1], 0], aligned_edge=LEFT)
+        self.play(FadeIn(*signs, title), chart.animate.draw_curve(table), run_time=0.8)
+        self.hold(0.6)
+
+    def drawing(self, chart: Chart, numbers: list[int]) -> Any:
+        """Return the motion that draws some curves together."""
+        motion = chart.animate(rate_func=linear)
+        for number in numbers:
+            motion = motion.draw_curve(number)
+        return motion
+
+    # -- chapter 7 --------------------------------------------------------------------------------------------------
+
+    @chapter("The price")
+    def price(self):
+        """Guess too far and you pay for work you throw away."""
+        trace = self.trace
+        gammas, last = trace.curve_gammas, len(trace.curve_gammas) - 1
+        best = min(int(trace.optimal_gamma), last)
+        looks: dict[str, Any] = {"x": (0, float(gammas[-1])), "x_format": "d", "y_format": lambda y: f"{y:.0f}×"}
+        fastest = max(largest(trace.speedup), largest(trace.speedup_curves[1:]))
+        top, heavy = 2 * np.ceil(0.55 * fastest + 0.5), largest(trace.operations_curve)
+        speed = Chart(
+            8.4, 2.75, y=(0, top), y_ticks=range(0, int(top) + 1, 2), **looks,
+            y_label="speed, if one pass checks all guesses in the time of one",
+        ).move_to([-1.75, 1.1, 0])  # fmt: skip
+        work = Chart(
+            8.4, 1.05, y=(0, 1.1 * heavy), y_ticks=range(0, int(heavy) + 1, -(-int(heavy) // 4)), **looks,
+            y_label="arithmetic for each word", x_ticks=(0, 4, 8, 12, 16, 20, 24), x_label="guesses for each pass",
+        ).move_to([-1.75, -1.6, 0])  # fmt: skip
+        speed.curve(gammas, trace.speedup, role=TARGET, drawn=0)
+        work.curve(gammas, trace.operations_curve, role="LOSS", drawn=0)
+        readouts = [
+            Readout(lambda v: f"{v:.1f}×", field[0], size=0.46, bold=True, color=getattr(theme, role))
+            .move_to([4.5, y, 0], aligned_edge=LEFT)
+            for field, role, y in ((trace.speedup, TARGET, 1.9), (trace.operations_curve, "LOSS", -1.45))
+        ]  # fmt: skip
+        words = [
+            Label(text, color=theme.MUTED).next_to(readout, DOWN, buff=0.22, aligned_edge=LEFT)
+            for text, readout in zip(("as fast", "the arithmetic"), readouts, strict=True)
+        ]
+        self.say(f"Guesses cost time: here a draft pass takes {trace.config.c:.0%} of a large one.")
+        self.play(FadeIn(speed.ride(0, 0), work.ride(0, 0), *readouts, *words), run_time=theme.QUICK)
+        self.ride(speed, work, readouts, 0, best, 2.6)
+        self.play(FadeIn(self.optimum(speed, 0, best, TARGET)), run_time=theme.QUICK)
+        self.say(self.limit(best, last))
+        self.ride(speed, work, readouts, best, last, 2.0)
+        self.hold(0.4)
+        self.say("A slower draft turns earlier. A free one never does.")
+        signs, others = [self.cost(speed, 0, last, trace.config.c, TARGET)], []
+        for cost, curve, turn in zip(trace.speedup_costs, trace.speedup_curves, trace.speedup_best, strict=True):
+            if abs(float(cost) - float(trace.config.c)) < 1e-6:
+                continue
+            inside = int((np.asarray(curve) <= top).sum())
+            number = speed.curve(gammas[:inside], curve[:inside], role="FROZEN", drawn=0)
+            others.append(number)
+            signs.append(self.cost(speed, number, inside - 1, cost, "FROZEN"))
+            if int(turn) < inside:
+                signs.append(self.optimum(speed, number, int(turn), "FROZEN"))
+        self.play(self.drawing(speed, others), run_time=1.6)
+        self.play(FadeIn(*signs), run_time=theme.QUICK)
+        self.hold(0.4)
+
+    def cost(self, speed: Chart, number: int, end: int, cost: Any, role: str) -> Label:
+        """Return what a draft costs, at the end of its curve."""
+        label = Label(f"draft {cost:.0%}", size=theme.SMALL, color=getattr(theme, role), bold=True)
+        return label.next_to(speed.point(number, end), RIGHT, buff=0.2)
+
+    def limit(self, best: int, last: int) -> str:
+        """Return what is to be said of more guesses than the best number."""
+        if best == 0:
+            return "This draft is too slow: guessing never pays."
+        if best == last:
+            return "More guesses always pay here, but the arithmetic grows."
+        return "Guess too far and you pay for work you throw away."
+
+    def optimum(self, speed: Chart, number: int, best: int, role: str) -> Group:
+        """Return a mark at the number of guesses with the highest speed."""
+        place = speed.point(number, best)
+        foot = np.array([place[0], speed.get_bottom()[1], 0])
+        mark = Stroke(place, foot, color=getattr(theme, role), dash=DASH)
+        count = Label(f"{self.trace.curve_gammas[best]:d}", size=theme.SMALL, color=getattr(theme, role), bold=True)
+        return Group(mark, count.next_to(foot, DOWN, buff=0.1))
+
+    def ride(self, speed: Chart, work: Chart, readouts: list[Readout], start: int, end: int, seconds: float) -> None:
+        """Draw both curves from one number of guesses to another, with a marker at their ends."""
+        trace = self.trace
+        share = end / (len(trace.curve_gammas) - 1)
+        if end > start:
+            self.play(
+                *(chart.animate(rate_func=linear).draw_curve(0, share).ride(0, share) for chart in (speed, work)),
+                *(
+                    StepThrough(readout, field[start : end + 1], rate_func=linear)
+                    for readout, field in zip(readouts, (trace.speedup, trace.operations_curve), strict=True)
+                ),
+                run_time=seconds,
+            )
+
+
+def _counted(number: Any, one: str, more: str = "") -> str:
+    """Return a number of things in words."""
+    return f"{number:d} {one if number == 1 else more or one + 's'}"
