@@ -267,7 +267,7 @@ def _nonzero(values: Tensor) -> Tensor:
 # -- what the video shows ----------------------------------------------------------------------------------------------
 
 RANKS = (1, 2, 4, 8)
-HISTORY = 24  # records of the training run
+HISTORY = 20  # records of the training run
 INPUTS = 64
 WIDE_RANK = 8  # of the two runs whose subspaces are compared
 
@@ -299,37 +299,51 @@ class Trace(TopicTrace):
     weight: Float[Tensor, "o i"]
     full_delta: Float[Tensor, "o i"]  # of full fine-tuning
     full_weight: Float[Tensor, "o i"]  # after it
+    largest_weight: float  # absolute values of the largest entries of weight, full_delta and lora_delta
+    largest_change: float
+    largest_delta: float
+    directions: Int[Tensor, " k"]  # 1, 2 …
     full_singular_values: Float[Tensor, " k"]
     weight_singular_values: Float[Tensor, " k"]
     random_singular_values: Float[Tensor, " k"]  # of a Gaussian matrix as large as full_delta
     captured_energy: Float[Tensor, " k"]
     random_captured_energy: Float[Tensor, " k"]
     full_terms: Float[Tensor, "4 o i"]  # the first rank-one sheets of full_delta
+    full_residuals: Float[Tensor, "4 o i"]  # what is left of it without the first 1, 2 … of them
     full_stable_rank: float
     lora_A_init: Float[Tensor, "r i"]
     lora_A: Float[Tensor, "r i"]
     lora_B: Float[Tensor, "o r"]
     lora_delta: Float[Tensor, "o i"]
     rank_one_terms: Float[Tensor, "r o i"]
+    partial_deltas: Float[Tensor, "r o i"]  # sums of the first 1, 2 … of them; the last is lora_delta
+    matrix_numbers: int  # of one weight, and of its A and B
+    adapter_numbers: int
     merged_weight: Float[Tensor, "o i"]
-    second_delta: Float[Tensor, "o i"]  # of the adapter for the far dialect
+    second_lora_A: Float[Tensor, "r i"]  # of the adapter for the far dialect
+    second_lora_B: Float[Tensor, "o r"]
+    second_delta: Float[Tensor, "o i"]
     second_merged_weight: Float[Tensor, "o i"]
     history_steps: Int[Tensor, " T"]
     delta_history: Float[Tensor, "T o i"]  # the first is 0
+    lora_A_history: Float[Tensor, "T r i"]
+    lora_B_history: Float[Tensor, "T o r"]
     grad_norm_A: Float[Tensor, " T"]  # of the gradient at these weights
     grad_norm_B: Float[Tensor, " T"]
     inputs: Float[Tensor, "N i"]  # real inputs of the module
     coords: Float[Tensor, "N r"]
     outputs: Float[Tensor, "N o"]  # what the adapter adds
-    twin_inputs: Float[Tensor, "2 i"]  # an input, and the same without what A cannot see
-    twin_coords: Float[Tensor, "2 r"]
-    twin_outputs: Float[Tensor, "2 o"]
+    alike_inputs: Float[Tensor, "3 i"]  # an input, then without what A cannot see, then with that of another input
+    alike_coords: Float[Tensor, "3 r"]
+    alike_outputs: Float[Tensor, "3 o"]
     invisible_share: float  # of the inputs' squared length, on average
     ranks: Int[Tensor, " R"]
     loss_base: float  # held-out nats per token of the near dialect
     loss_full: float
     loss_lora: Float[Tensor, " R"]
     loss_truncated: Float[Tensor, " R"]  # full fine-tuning, every matrix's change cut to rank r
+    gain_lora: Float[Tensor, " R"]  # share of the gain of full fine-tuning
+    gain_truncated: Float[Tensor, " R"]
     loss_floor: float
     far_loss_base: float
     far_loss_full: float

@@ -20,6 +20,7 @@ from internals_math.lora import (
     init_lora,
     lora_delta_weight,
     lora_linear,
+    lora_parameter_count,
     lora_scaling,
     lora_trainable_parameters,
     merge_lora,
@@ -56,8 +57,8 @@ class Adapters:
     scaling: float
     lora_a_init: dict[str, Float[Tensor, "r i"]]
     losses: list[float] = field(default_factory=list)  # of every step's batch
-    deltas: list[Tensor] = field(default_factory=list)  # of the watched weight, after 0, 1, 2 … steps
-    grad_norms: list[tuple[float, float]] = field(default_factory=list)  # of its A and B at these weights
+    pairs: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # A, B of the watched weight after 0, 1, 2 … steps
+    grad_norms: list[tuple[float, float]] = field(default_factory=list)  # of their gradients
 
     def delta(self, name: str) -> Float[Tensor, "o i"]:
         """Return the change of one weight."""
@@ -109,7 +110,7 @@ def train_adapters(
         lora_a_init={name: pair[0].detach().clone() for name, pair in pairs.items()},
     )
     a, b = adapters.lora_a[watched], adapters.lora_b[watched]
-    adapters.deltas.append(adapters.delta(watched))
+    adapters.pairs.append((a.detach().clone(), b.detach().clone()))
     linear = adapters.linear_fn(base)
 
     def loss_fn(model: tiny_lm.TinyLM, ids: Int[Tensor, "B T"], labels: Int[Tensor, "B T"]) -> Float[Tensor, ""]:
@@ -121,7 +122,7 @@ def train_adapters(
         assert a.grad is not None
         assert b.grad is not None
         adapters.grad_norms.append((float(a.grad.norm()), float(b.grad.norm())))
-        adapters.deltas.append(adapters.delta(watched))
+        adapters.pairs.append((a.detach().clone(), b.detach().clone()))
 
     weights = [*adapters.lora_a.values(), *adapters.lora_b.values()]
     recipe = fine_tuning_recipe(steps, BATCH, learning_rate)
@@ -206,25 +207,32 @@ def run(config: Config) -> Trace:
     def losses(dialect: str, judged: str) -> Float[Tensor, " R"]:
         return torch.tensor([loss_of(judged, linear_fn=runs[dialect, r].linear_fn()) for r in ranks])
 
-    truncated = [{key: state[key] + truncate_rank(value, r) for key, value in deltas.items()} for r in ranks]
+    cuts = [{key: state[key] + truncate_rank(value, r) for key, value in deltas.items()} for r in ranks]
+    loss_base, loss_full, loss_lora = loss_of(NEAR), loss_of(NEAR, full[NEAR]), losses(NEAR, NEAR)
+    loss_truncated = torch.tensor([loss_of(NEAR, cut) for cut in cuts])
     shapes = [(32, 32)] * len(MODULES)
     layers = tiny_lm.load("base").config.num_hidden_layers
     params = [lora_trainable_parameters(layers, shapes, r) for r in ranks]
     all_params = sum(state[key].numel() for key in matrices())
     steps = history_steps(config.train_steps)
     norms = torch.tensor(chosen.grad_norms)[steps]
+    lora_a_history, lora_b_history = (torch.stack(side)[steps] for side in zip(*chosen.pairs, strict=True))
 
     lora_a, lora_b = chosen.lora_a[name], chosen.lora_b[name]
+    terms = rank_one_terms(lora_a, lora_b, scaling)
     inputs = module_inputs(chosen, name)
     seen = inputs @ torch.linalg.pinv(lora_a) @ lora_a  # the part in the row space of A
-    invisible = (inputs - seen).square().sum(dim=1) / inputs.square().sum(dim=1)
-    twins = torch.stack([inputs[int(invisible.argmax())], seen[int(invisible.argmax())]])
+    unseen = inputs - seen
+    invisible = unseen.square().sum(dim=1) / inputs.square().sum(dim=1)
+    usual = int((invisible - invisible.median()).abs().argmin())
+    other = int((unseen - unseen[usual]).norm(dim=1).argmax())
+    alike = torch.stack([inputs[usual], seen[usual], seen[usual] + unseen[other]])
 
     def adapted(x: Tensor) -> tuple[Tensor, Tensor]:
         return x @ lora_a.T, scaling * (x @ lora_a.T) @ lora_b.T
 
     coords, outputs = adapted(inputs)
-    twin_coords, twin_outputs = adapted(twins)
+    alike_coords, alike_outputs = adapted(alike)
     wide = torch.arange(1, WIDE_RANK + 1)
     return Trace(
         config=config,
@@ -233,37 +241,51 @@ def run(config: Config) -> Trace:
         weight=weight,
         full_delta=full_delta,
         full_weight=full[NEAR][name],
+        largest_weight=float(weight.abs().max()),
+        largest_change=float(full_delta.abs().max()),
+        largest_delta=float(delta.abs().max()),
+        directions=torch.arange(1, len(sigma) + 1),
         full_singular_values=sigma,
         weight_singular_values=torch.linalg.svdvals(weight),
         random_singular_values=torch.linalg.svdvals(noise),
         captured_energy=captured_energy(full_delta),
         random_captured_energy=captured_energy(noise),
         full_terms=sheets,
+        full_residuals=full_delta - sheets.cumsum(dim=0),
         full_stable_rank=stable_rank(full_delta),
         lora_A_init=chosen.lora_a_init[name],
         lora_A=lora_a,
         lora_B=lora_b,
         lora_delta=delta,
-        rank_one_terms=rank_one_terms(lora_a, lora_b, scaling),
+        rank_one_terms=terms,
+        partial_deltas=terms.cumsum(dim=0),
+        matrix_numbers=weight.numel(),
+        adapter_numbers=lora_parameter_count(weight.shape[1], weight.shape[0], config.r),
         merged_weight=weight + delta,
+        second_lora_A=second.lora_a[name],
+        second_lora_B=second.lora_b[name],
         second_delta=second.delta(name),
         second_merged_weight=weight + second.delta(name),
         history_steps=steps,
-        delta_history=torch.stack(chosen.deltas)[steps],
+        delta_history=lora_delta_weight(lora_a_history, lora_b_history, scaling),
+        lora_A_history=lora_a_history,
+        lora_B_history=lora_b_history,
         grad_norm_A=norms[:, 0],
         grad_norm_B=norms[:, 1],
         inputs=inputs,
         coords=coords,
         outputs=outputs,
-        twin_inputs=twins,
-        twin_coords=twin_coords,
-        twin_outputs=twin_outputs,
+        alike_inputs=alike,
+        alike_coords=alike_coords,
+        alike_outputs=alike_outputs,
         invisible_share=float(invisible.mean()),
         ranks=torch.tensor(ranks),
-        loss_base=loss_of(NEAR),
-        loss_full=loss_of(NEAR, full[NEAR]),
-        loss_lora=losses(NEAR, NEAR),
-        loss_truncated=torch.tensor([loss_of(NEAR, changed) for changed in truncated]),
+        loss_base=loss_base,
+        loss_full=loss_full,
+        loss_lora=loss_lora,
+        loss_truncated=loss_truncated,
+        gain_lora=(loss_base - loss_lora) / (loss_base - loss_full),
+        gain_truncated=(loss_base - loss_truncated) / (loss_base - loss_full),
         loss_floor=tiny_lm.held_out(HELD_OUT, NEAR).entropy_floor,
         far_loss_base=loss_of(FAR),
         far_loss_full=loss_of(FAR, full[FAR]),

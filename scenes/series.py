@@ -109,7 +109,7 @@ TOPICS = (
         "LoRA (Low-Rank Adaptation)",
         "Rank, subspaces, and matrix factorization explain why fine-tuning works without touching all parameters.",
         "Compression",
-        CORE,
+        FINISHED,
     ),
     Topic(
         "model_compression",

@@ -308,6 +308,15 @@ class Chart(Picture):
         return entries
 
 
+def round_ticks(low: float, high: float, most: int = 5) -> list[float]:
+    """Return at most `most` multiples of 1, 2 or 5 times a power of ten in low..high, as close together as they go."""
+    power = 10.0 ** math.floor(math.log10((high - low) / most))
+    step = next(
+        power * k for k in (1, 2, 5, 10, 20) if math.floor(high / power / k) - math.ceil(low / power / k) < most
+    )
+    return [step * k for k in range(math.ceil(low / step), math.floor(high / step) + 1)]
+
+
 def _share(value: Any, span: np.ndarray, log: bool) -> Any:
     value = np.asarray(value, dtype=float)
     if log:

@@ -12,10 +12,12 @@ from scenes.kit.picture import Picture
 class RowByRow(Animation):
     """Let the rows of a grid appear (or vanish) from top to bottom, each after the one before."""
 
+    axis = 0
+
     def __init__(
         self, grid: Picture, rows: Sequence[int] | None = None, *, vanish: bool = False, **kwargs: Any
     ) -> None:
-        self.rows = list(range(grid.presence.shape[0])) if rows is None else list(rows)  # type: ignore[attr-defined]
+        self.rows = list(range(grid.presence.shape[self.axis])) if rows is None else list(rows)  # type: ignore[attr-defined]
         self.vanish = vanish
         kwargs.setdefault("rate_func", linear)
         super().__init__(grid, **kwargs)
@@ -29,8 +31,14 @@ class RowByRow(Animation):
         presence = self.start.copy()
         for order, row in enumerate(self.rows):
             share = float(np.clip(alpha * len(self.rows) - order, 0, 1))
-            presence[row] = 1 - share if self.vanish else share
+            presence[(slice(None),) * self.axis + (row,)] = 1 - share if self.vanish else share
         self.mobject.presence = presence
+
+
+class ColumnByColumn(RowByRow):
+    """Let the columns of a grid appear (or vanish) from left to right."""
+
+    axis = 1
 
 
 class Visit(Animation):

@@ -39,8 +39,8 @@ def train_adapters(
         losses=[4 - step / steps for step in range(steps)],
         grad_norms=[(float(step), 100.0 + step) for step in range(steps)],
     )
-    last = adapters.delta(watched)
-    adapters.deltas.extend(last * (step / steps) for step in range(steps + 1))
+    a, b = adapters.lora_a[watched], adapters.lora_b[watched]
+    adapters.pairs.extend((a, b * (step / steps)) for step in range(steps + 1))
     return adapters
 
 

@@ -257,9 +257,17 @@ def check_agreement(trace):
     torch.testing.assert_close(trace.merged_weight, trace.weight + trace.lora_delta)
     torch.testing.assert_close(trace.full_weight, trace.weight + trace.full_delta, atol=1e-6, rtol=0)
     torch.testing.assert_close(trace.rank_one_terms.sum(dim=0), trace.lora_delta, atol=1e-6, rtol=1e-4)
+    torch.testing.assert_close(trace.partial_deltas[1], trace.rank_one_terms[0] + trace.rank_one_terms[1])
+    torch.testing.assert_close(trace.partial_deltas[-1], trace.lora_delta, atol=1e-6, rtol=1e-4)
     torch.testing.assert_close(trace.coords, trace.inputs @ trace.lora_A.T, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(trace.outputs, trace.inputs @ trace.lora_delta.T, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(trace.full_terms.sum(dim=0), truncate_rank(trace.full_delta, 4), atol=1e-5, rtol=1e-4)
+    for left, sheets in zip(trace.full_residuals, trace.full_terms.cumsum(dim=0), strict=True):
+        torch.testing.assert_close(left, trace.full_delta - sheets, atol=1e-6, rtol=1e-4)
+    assert trace.largest_weight == float(trace.weight.abs().max())
+    assert trace.largest_change == float(trace.full_delta.abs().max())
+    assert trace.largest_delta == float(trace.lora_delta.abs().max())
+    assert (trace.matrix_numbers, trace.adapter_numbers) == (1024, 192)
     assert trace.ranks.tolist() == [1, 2, 3, 4, 8]
     assert trace.parameter_counts["full"] == 12 * 32 * 32
     assert trace.parameter_counts["r=3"] == 12 * 3 * 64
@@ -283,11 +291,15 @@ def test_what_is_shown_of_a_run_is_read_from_that_run(made):
     assert torch.equal(made.lora_B, near.lora_b[NAME])
     assert torch.equal(made.lora_A_init, near.lora_a_init[NAME])
     torch.testing.assert_close(made.lora_delta, 2 * near.lora_b[NAME] @ near.lora_a[NAME])
+    assert torch.equal(made.second_lora_A, far.lora_a[NAME])
+    assert torch.equal(made.second_lora_B, far.lora_b[NAME])
     torch.testing.assert_close(made.second_delta, 2 * far.lora_b[NAME] @ far.lora_a[NAME])
     torch.testing.assert_close(made.second_merged_weight, state[NAME] + made.second_delta)
     assert torch.equal(made.full_weight, made_adapters.train_fully("farm2", steps=30, seed=1)[NAME])
     assert made.history_steps[[0, 1, -1]].tolist() == [0, 1, 29]
     torch.testing.assert_close(made.delta_history, made.lora_delta * made.history_steps[:, None, None] / 30)
+    torch.testing.assert_close(made.lora_B_history, made.lora_B * made.history_steps[:, None, None] / 30)
+    assert torch.equal(made.lora_A_history, made.lora_A.expand_as(made.lora_A_history))
     assert torch.equal(made.grad_norm_A, made.history_steps.float())
     assert torch.equal(made.grad_norm_B, 100 + made.history_steps.float())
 
@@ -295,6 +307,7 @@ def test_what_is_shown_of_a_run_is_read_from_that_run(made):
 def test_spectra_are_those_of_the_change_the_weight_and_noise_of_the_same_size(made):
     for values, matrix in ((made.full_singular_values, made.full_delta), (made.weight_singular_values, made.weight)):
         torch.testing.assert_close(values.square(), torch.linalg.eigvalsh(matrix.T @ matrix).flip(0), atol=1e-4, rtol=0)
+    assert made.directions.tolist() == list(range(1, 33))
     energy = made.full_singular_values.square()
     torch.testing.assert_close(made.captured_energy, energy.cumsum(0) / energy.sum())
     assert made.full_stable_rank == pytest.approx(float(energy.sum() / energy[0]), rel=1e-5)
@@ -324,6 +337,9 @@ def test_losses_are_those_of_models_with_these_weights(made):
         assert float(made.old_task_loss_lora[row]) == pytest.approx(judged(near, "base"), rel=1e-4)
         assert float(made.far_loss_lora[row]) == pytest.approx(judged(merged(made_run("news", r)), "news"), rel=1e-4)
         cut = {name: state[name] + truncate_rank(full[name] - state[name], r) for name in experiment.matrices()}
+        gain = made.loss_base - made.loss_full
+        for share, loss in ((made.gain_lora, made.loss_lora), (made.gain_truncated, made.loss_truncated)):
+            assert float(share[row]) == pytest.approx((made.loss_base - float(loss[row])) / gain, abs=1e-5)
         assert float(made.loss_truncated[row]) == pytest.approx(judged(state | cut, "farm2"), rel=1e-4)
     for floor, dialect in ((made.loss_floor, "farm2"), (made.far_loss_floor, "news")):
         assert floor == tiny_lm.held_out(20, dialect).entropy_floor
@@ -345,8 +361,11 @@ def test_the_invisible_part_stands_at_right_angles_to_the_rows_of_a(made):
     visible = made.inputs @ rows @ rows.T
     share = 1 - visible.square().sum(dim=1) / made.inputs.square().sum(dim=1)
     assert made.invisible_share == pytest.approx(float(share.mean()), abs=1e-5)
-    most = int(share.argmax())
-    torch.testing.assert_close(made.twin_inputs, torch.stack([made.inputs[most], visible[most]]), atol=1e-4, rtol=0)
+    usual = int((share - share.median()).abs().argmin())
+    hidden = made.inputs - visible
+    other = int((hidden - hidden[usual]).norm(dim=1).argmax())
+    alike = torch.stack([made.inputs[usual], visible[usual], visible[usual] + hidden[other]])
+    torch.testing.assert_close(made.alike_inputs, alike, atol=1e-4, rtol=0)
 
 
 def test_counts_are_those_of_square_matrices_of_width_32(made):
@@ -386,20 +405,21 @@ def test_history_starts_at_zero_with_a_gradient_for_b_alone(quick):
     assert (quick.history_steps.diff() >= 0).all()
 
 
-def check_twins(trace):
-    first, second = trace.twin_inputs
+def check_alike(trace):
+    first, second, third = trace.alike_inputs
     assert (first - second).norm() > 0.3 * first.norm()
-    torch.testing.assert_close(trace.twin_coords[0], trace.twin_coords[1], atol=1e-4, rtol=0)
-    torch.testing.assert_close(trace.twin_outputs[0], trace.twin_outputs[1], atol=1e-4, rtol=0)
+    assert (first - third).norm() > 0.3 * first.norm()
+    for field in (trace.alike_coords, trace.alike_outputs):
+        torch.testing.assert_close(field, field[:1].expand_as(field), atol=1e-4, rtol=0)
     assert 0.5 < trace.invisible_share < 1
 
 
-def test_twins_differ_in_what_a_cannot_see_and_get_the_same_change(quick):
-    check_twins(quick)
+def test_inputs_that_differ_in_what_a_cannot_see_get_the_same_change(quick):
+    check_alike(quick)
 
 
-def test_twins_of_a_made_up_run_get_the_same_change(made):
-    check_twins(made)
+def test_alike_inputs_of_a_made_up_run_get_the_same_change(made):
+    check_alike(made)
 
 
 def test_spectra_hold_the_same_energy(quick):
@@ -417,10 +437,16 @@ def test_cutting_the_full_change_costs_less_and_less(quick):
 
 
 def test_another_run_gives_the_same_adapters():
-    settings = {"steps": 3, "learning_rate": 1e-2, "seed": 4, "watched": experiment.matrices()[0]}
+    name = experiment.matrices()[0]
+    settings = {"steps": 3, "learning_rate": 1e-2, "seed": 4, "watched": name}
     once, again = (experiment.train_adapters("farm2", 2, 2.0, **settings) for _ in range(2))
     assert all(torch.equal(once.lora_b[name], again.lora_b[name]) for name in experiment.matrices())
-    assert len(once.deltas) == 4
+    assert len(once.pairs) == 4
+    start, end = once.pairs[0], once.pairs[-1]
+    assert torch.equal(start[0], once.lora_a_init[name])
+    assert (start[1] == 0).all()
+    assert torch.equal(end[0], once.lora_a[name])
+    assert torch.equal(end[1], once.lora_b[name])
     assert len(once.grad_norms) == 3
 
 

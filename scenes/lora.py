@@ -1,0 +1,511 @@
+"""Draws internals_math.lora.Trace."""
+
+from typing import Any
+
+import numpy as np
+from manim import (
+    DOWN,
+    LEFT,
+    RIGHT,
+    UP,
+    FadeIn,
+    FadeOut,
+    Group,
+    LaggedStart,
+    linear,
+)
+
+from internals_math import lora
+from scenes.kit import theme
+from scenes.kit.bars import Bars
+from scenes.kit.chart import Chart, round_ticks
+from scenes.kit.formula import Formula
+from scenes.kit.label import Label, Readout
+from scenes.kit.motion import ColumnByColumn, RowByRow
+from scenes.kit.point_cloud import PointCloud
+from scenes.kit.tensor_grid import TensorGrid, largest
+from scenes.kit.topic_scene import TopicScene, chapter, loop
+from scenes.lora_stage import ProductStage
+
+
+class LoRA(TopicScene):
+    """Why are two thin matrices enough to fine-tune a model?"""
+
+    core = lora
+    notation = ("GPT-3",)
+    takeaway = "Freeze the weights, and learn their change as a few columns times a few rows."
+    loop_alt = (
+        "A tall and a wide thin matrix multiply to paint a full grid, which is added to a frozen weight matrix and "
+        "then lifted off again."
+    )
+
+    # -- chapter 1 --------------------------------------------------------------------------------------------------
+
+    @chapter("The update")
+    def the_update(self):
+        """Fine-tuning adds a small matrix to a big one."""
+        trace = self.trace
+        before = self.square(trace.weight, cell=0.125, role="FROZEN").move_to([-3.2, 0.05, 0])
+        after = self.square(trace.full_weight, cell=0.125, limit=before.limit).move_to([3.2, 0.05, 0])
+        titles = [
+            Label(words, color=color, bold=True).next_to(grid, UP, buff=0.25)
+            for words, color, grid in (
+                (f"{trace.matrix}", theme.FROZEN, before),
+                ("after fine-tuning", theme.TEXT, after),
+            )
+        ]
+        scale = self.scale_label(trace.largest_weight).next_to(before, DOWN, buff=0.22)
+        same = self.scale_label(trace.largest_weight).next_to(after, DOWN, buff=0.22)
+        self.say("One matrix of the model, before and after it learned a dialect.")
+        self.play(FadeIn(before, titles[0], scale), run_time=theme.QUICK)
+        moving = before.copy()
+        self.add(moving)
+        self.play(moving.animate.move_to(after).set_opacity(0), FadeIn(after, titles[1], same), run_time=1.1)
+        self.hold(0.6)
+        self.say("They look the same. Lay one over the other and subtract:")
+        here = [0, 0.05, 0]
+        self.play(FadeOut(*titles, scale), run_time=0.3)
+        self.play(
+            before.animate.move_to(here),
+            after.animate.move_to(here),
+            same.animate.move_to([0, same.get_center()[1], 0]),
+            run_time=1.2,
+        )
+        self.remove(before)
+        name = Label("the change", color=theme.WEIGHT, bold=True).next_to(after, UP, buff=0.25)
+        self.play(after.animate.set_values(trace.full_delta), FadeIn(name), run_time=1.0)
+        self.hold(0.4)
+        own = self.scale_label(trace.largest_change).move_to(same)
+        glowing = self.square(trace.full_delta, cell=0.125, role="WEIGHT").move_to(after)
+        self.say("Almost nothing is left. On a color scale of its own, it glows.")
+        self.play(FadeOut(same), run_time=0.2)
+        self.play(after.animate.become(glowing), FadeIn(own), run_time=1.3)
+        self.say("Fine-tuning adds a small matrix to a big one.")
+        before.move_to([-3.2, 0.05, 0])
+        frozen = Label("old weights", color=theme.FROZEN, bold=True).next_to(before, UP, buff=0.25)
+        plus = Label("+", size=0.4, color=theme.MUTED).move_to(here)
+        self.play(Group(after, name, own).animate.shift(3.2 * RIGHT), run_time=0.9)
+        self.play(FadeIn(before, frozen, scale, plus), run_time=theme.QUICK)
+        self.hold(0.6)
+
+    def square(self, values: Any, *, cell: float, limit: float | None = None, role: str | None = None) -> TensorGrid:
+        """Return a matrix as colors alone."""
+        return TensorGrid(values, cell=(cell, cell), number=None, limit=limit, role=role)
+
+    def scale_label(self, value: Any) -> Label:
+        """Return what the full colors of a matrix stand for."""
+        return Label(f"full color: ±{value:.2f}", color=theme.MUTED)
+
+    # -- chapter 2 --------------------------------------------------------------------------------------------------
+
+    @chapter("How many directions?")
+    def how_many_directions(self):
+        """Some directions of the change matter far more than others."""
+        trace = self.trace
+        change = self.square(trace.full_delta, cell=0.115, role="WEIGHT").move_to([-4.55, 0.2, 0])
+        name = Label("the change", color=theme.WEIGHT, bold=True).next_to(change, UP, buff=0.25)
+        count, step, height = len(trace.full_singular_values), 0.19, 2.35
+        bars = Bars(
+            trace.full_singular_values, direction="up", length=height, step=step, thickness=0.72, role="WEIGHT",
+            number=None,
+        ).move_to([2.9, -1.15, 0]).hide()  # fmt: skip
+        strength = Label("strength of each sheet", color=theme.MUTED).next_to(bars, DOWN, buff=0.2)
+        ground = Chart(count * step, height, x=(0.5, count + 0.5), y=(0, float(bars.limit))).move_to(bars)
+        noise = ground.curve(
+            trace.directions, trace.random_singular_values, role="TEXT", dash=(0.1, 0.07), line=theme.LINE, drawn=0
+        )
+        sheets = [self.square(sheet, cell=0.115, limit=change.limit) for sheet in trace.full_terms]
+        slots = [np.array([bars.get_left()[0] + 0.75 + 1.58 * k, 1.75, 0]) for k in range(len(sheets))]
+
+        self.say("Take off its strongest sheet: one pattern down, one pattern across.")
+        self.play(FadeIn(change, name), run_time=theme.QUICK)
+        self.add(ground, bars)
+        self.play(FadeIn(ground, strength), run_time=0.3)
+        self.lift_sheet(change, bars, sheets, slots, 0, run_time=1.4)
+        self.hold(0.3)
+        self.say("Then the next. Every sheet reads one direction and writes one.")
+        left = Label("what is left", color=theme.MUTED, bold=True).move_to(name)
+        self.play(FadeOut(name), FadeIn(left), run_time=0.3)
+        for k in range(1, len(sheets)):
+            self.lift_sheet(change, bars, sheets, slots, k, run_time=0.85)
+        last = len(sheets) - 1
+        self.say(
+            f"The first four hold {trace.captured_energy[last]:.0%} of it; "
+            f"of equal noise, {trace.random_captured_energy[last]:.0%}."
+        )
+        self.play(bars.animate.show(), run_time=0.8)
+        words = Label("noise of the same size", bold=True).next_to(ground.point(noise, 4), UP + RIGHT, buff=0.12)
+        self.play(ground.animate(rate_func=linear).draw_curve(noise), run_time=1.1)
+        self.play(FadeIn(words), run_time=0.3)
+        self.say("Some directions matter far more than others, but the tail is long.")
+        self.hold(0.8)
+
+    def lift_sheet(self, change, bars, sheets, slots, k: int, *, run_time: float) -> None:
+        """Lift one sheet off the change: it flies to its place in the row, its bar grows, and the rest stays."""
+        sheet = sheets[k].move_to(change)
+        self.add(sheet)
+        self.play(
+            sheet.animate.scale(0.37).move_to(slots[k]),
+            change.animate.set_values(self.trace.full_residuals[k]),
+            bars.animate.show(k),
+            run_time=run_time,
+        )
+
+    # -- chapter 3 and the loop -------------------------------------------------------------------------------------
+
+    @chapter("Two thin matrices")
+    def two_thin_matrices(self):
+        """A column times a row fills the whole grid."""
+        trace = self.trace
+        stage = self.product_stage(cell=0.138, center=[-1.6, -0.4, 0])
+        slow = 3
+        columns = stage.product.columns
+        law = Formula("Delta W = s thin {{ B : tall }} {{ A : wide }}", size=0.34, tall="WEIGHT", wide="WEIGHT")
+        law.move_to([0, 2.1, 0]).align_to([2.6, 0, 0], LEFT)
+        learned = Label(f"{trace.adapter_numbers:d}", size=theme.BIG_NUMBER, bold=True, color=theme.WEIGHT)
+        changed = Label(f"{trace.matrix_numbers:,d}", size=theme.BIG_NUMBER, bold=True)
+        words = [Label(text, color=theme.MUTED) for text in ("numbers to learn", "weights that change")]
+        for number, text, y in ((learned, words[0], 0.55), (changed, words[1], -1.0)):
+            number.move_to([0, y, 0]).align_to(law, LEFT)
+            text.next_to(number, DOWN, buff=0.2).align_to(law, LEFT)
+
+        self.say(f"LoRA learns the change as two thin matrices, here of rank {trace.config.r:d}.")
+        self.play(FadeIn(*stage.margins()), run_time=theme.QUICK)
+        self.play(FadeIn(law, learned, words[0]), run_time=theme.QUICK)
+        self.say("A column of B, times one number of A, is one column of the change.")
+        stage.lift(self, 0, run_time=0.6)
+        for column in range(slow):
+            stage.sweep(self, 0, range(column, column + 1), run_time=1.1 if column == 0 else 0.8)
+            self.hold(0.25)
+        self.say("A column times a row fills the whole grid.")
+        stage.sweep(self, 0, range(slow, columns), run_time=2.7)
+        stage.lay_down(self, 0)
+        self.hold(0.3)
+        if len(trace.partial_deltas) > 1:
+            self.say("The next column, times the next row, paints over it.")
+            stage.paint(self, 1, run_time=2.9)
+        for k in range(2, len(trace.partial_deltas)):
+            stage.paint(self, k, run_time=0.7)
+        self.say("Every weight changes, but only along a few directions.")
+        self.play(FadeIn(changed, words[1]), run_time=theme.QUICK)
+        self.hold(0.8)
+
+    def product_stage(self, *, cell: float, center: Any) -> ProductStage:
+        """Return the trained adapter, its product not yet painted."""
+        trace = self.trace
+        return ProductStage(trace.lora_A, trace.lora_B, trace.partial_deltas, cell=cell, center=center)
+
+    @loop
+    def paint_and_merge(self):
+        """Paint the change, drop it on the frozen weights, and lift it off again."""
+        trace = self.trace
+        frozen = self.square(trace.weight, cell=0.15, role="FROZEN").move_to([-3.9, -0.1, 0])
+        name = Label("frozen weights", color=theme.FROZEN, bold=True, size=0.24).next_to(frozen, UP, buff=0.3)
+        stage = self.product_stage(cell=0.15, center=[3.6, -0.1, 0])
+        self.add(frozen, name)
+        self.hold(0.4)
+        self.play(FadeIn(*stage.margins()), run_time=0.4)
+        for k in range(len(trace.partial_deltas)):
+            stage.paint(self, k, run_time=1.4)
+        self.hold(0.2)
+        self.merge(frozen, stage, trace.merged_weight, run_time=0.7)
+        self.hold(0.6)
+        self.unmerge(frozen, stage, run_time=0.7)
+        self.play(FadeOut(stage.product), run_time=0.4)
+        self.hold(0.2)
+
+    def merge(self, frozen: TensorGrid, stage: ProductStage, merged: Any, *, run_time: float) -> None:
+        """Drop the product on the frozen weights; nothing is left of the thin matrices."""
+        falling = stage.product.copy().set_z_index(1)
+        self.remove(stage.product)
+        self.add(falling)
+        self.play(
+            falling.animate.match_height(frozen).move_to(frozen), FadeOut(*stage.margins()), run_time=run_time
+        )  # fmt: skip
+        self.play(frozen.animate.set_values(merged), falling.animate.set_opacity(0), run_time=run_time / 2)
+        self.remove(falling)
+
+    def unmerge(self, frozen: TensorGrid, stage: ProductStage, *, run_time: float) -> None:
+        """Lift the product off again: what stays is what was there."""
+        lifted = stage.product.copy().match_height(frozen).move_to(frozen).set_opacity(0).set_z_index(1)
+        self.add(lifted)
+        self.play(frozen.animate.set_values(self.trace.weight), lifted.animate.set_opacity(1), run_time=run_time / 2)
+        self.play(lifted.animate.match_height(stage.product).move_to(stage.product), run_time=run_time)
+        self.remove(lifted)
+        self.add(stage.product)
+
+    # -- chapter 4 --------------------------------------------------------------------------------------------------
+
+    @chapter("The bottleneck")
+    def the_bottleneck(self):
+        """The update sees only what A lets through."""
+        trace = self.trace
+        shown = slice(None, None, 2)  # every other input, one row each
+        coords = trace.coords[:, :2]
+        thick = min(0.22, 0.9 / len(trace.lora_A))
+        inputs = TensorGrid(trace.inputs[shown], cell=(0.108, 0.08), number=None).move_to([-4.65, 1.2, 0])
+        a = TensorGrid(trace.lora_A, cell=(0.108, thick), number=None, role="WEIGHT").next_to(inputs, DOWN, buff=0.5)
+        cloud = PointCloud(coords, side=3.5, role="LATENT").move_to([0.15, 0.35, 0]).hide()
+        b = TensorGrid(trace.lora_B, cell=(thick, 0.095), number=None, role="WEIGHT").move_to([3.0, 0.35, 0])
+        outputs = TensorGrid(trace.outputs[shown].T, cell=(0.085, 0.095), number=None).move_to([5.15, 0.35, 0])
+        y = outputs.get_top()[1] + 0.28
+        names = [
+            Label("inputs, a row for each word", color=theme.INPUT).next_to(inputs, UP, buff=0.2),
+            Label("A", color=theme.WEIGHT, bold=True).next_to(a, LEFT, buff=0.2),
+            Label("B", color=theme.WEIGHT, bold=True).move_to([b.get_center()[0], y, 0]),
+            Label("what the update adds", color=theme.OUTPUT).move_to([outputs.get_center()[0], y, 0]),
+            Label("what A reads of them", color=theme.LATENT, bold=True).next_to(cloud, UP, buff=0.2),
+        ]
+        outputs.hide()
+        self.say("A reads each input first. This is all that gets through.")
+        self.play(FadeIn(inputs, a, *names[:2]), run_time=theme.QUICK)
+        self.play(FadeIn(cloud, names[4]), run_time=0.4)
+        self.fall(inputs, a, cloud, row=0)
+        self.rain(inputs, a, cloud)
+        self.say("B turns it into outputs: mixtures of its own columns.")
+        self.play(FadeIn(b, names[2], names[3]), run_time=0.4)
+        self.add(outputs)
+        flying = cloud.copy()
+        self.play(flying.animate.scale(0.15).move_to(b).set_opacity(0), ColumnByColumn(outputs), run_time=1.8)
+        self.remove(flying)
+        self.finish_beat()
+        self.alike(cloud, inputs, outputs, names)
+
+    def fall(self, inputs: TensorGrid, a: TensorGrid, cloud: PointCloud, *, row: int) -> None:
+        """Let one input fall through A and come out as a dot."""
+        strip = inputs.row(row, role="INPUT")
+        self.add(strip)
+        self.play(inputs.animate.focus(row), run_time=0.3)
+        self.play(strip.animate.move_to(a), run_time=0.7)
+        self.play(strip.animate.set_opacity(0), run_time=0.2)
+        self.remove(strip)
+        pair = TensorGrid(
+            self.trace.coords[2 * row, :2], cell=(0.66, 0.42), number="+.1f", limit=largest(self.trace.coords),
+            role="LATENT",
+        ).next_to(a, RIGHT, buff=0.35)  # fmt: skip
+        self.play(FadeIn(pair, target_position=a), run_time=0.5)
+        self.hold(0.3)
+        self.play(
+            pair.animate.scale(0.12).move_to(cloud.point(2 * row)).set_opacity(0),
+            cloud.animate.show(2 * row),
+            run_time=0.7,
+        )
+        self.remove(pair)
+
+    def rain(self, inputs: TensorGrid, a: TensorGrid, cloud: PointCloud) -> None:
+        """Let all inputs fall through A, each to its dot."""
+        self.play(inputs.animate.lead(), run_time=0.2)
+        rows = [inputs.row(row) for row in range(1, inputs.rows)]
+        self.play(
+            LaggedStart(*(row.animate.move_to(a).set_opacity(0) for row in rows), lag_ratio=0.12),
+            RowByRow(cloud, range(1, len(cloud.places))),
+            run_time=2.0,
+        )
+        self.remove(*rows)
+
+    def alike(self, cloud: PointCloud, inputs: TensorGrid, outputs: TensorGrid, names: list[Label]) -> None:
+        """Change all of an input that A does not see: neither its dot nor its output moves."""
+        trace = self.trace
+        strip = TensorGrid(trace.alike_inputs[0], cell=(inputs.cell[0], 0.5), number=None, limit=largest(trace.inputs))
+        strip.move_to(inputs)
+        column = trace.alike_outputs[0].reshape(-1, 1)
+        output = TensorGrid(column, cell=(0.5, outputs.cell[1]), number=None, limit=outputs.limit).move_to(outputs)
+        dot = PointCloud(trace.alike_coords[:1, :2], side=cloud.local_width, limit=cloud.limit).move_to(cloud)
+        dot.focus(0)
+        states = [
+            Label(words, bold=True).next_to(strip, UP, buff=0.25)
+            for words in ("one input", "without what A cannot see", "with another word’s in its place")
+        ]
+        share = Label(f"{trace.invisible_share:.0%} of an input", color=theme.MUTED, bold=True)
+        rest = Label("(squared, on average)\nis invisible to A", color=theme.MUTED)
+        share.next_to(strip, DOWN, buff=0.3).align_to(strip, LEFT)
+        rest.next_to(share, DOWN, buff=0.15).align_to(strip, LEFT)
+        self.say("Now change an input in every way that A cannot see:")
+        dimmed = cloud.copy().focus([])
+        self.play(
+            FadeOut(inputs, names[0], outputs), cloud.animate.become(dimmed), FadeIn(strip, states[0], output, dot),
+            run_time=0.7,
+        )  # fmt: skip
+        self.hold(0.3)
+        for k in (1, 2):
+            if k == 2:
+                self.say("Neither the point nor the output moves.")
+            self.play(FadeOut(states[k - 1]), run_time=0.2)
+            self.play(
+                strip.animate.set_values(trace.alike_inputs[k]),
+                dot.animate.set_points(trace.alike_coords[k : k + 1, :2]),
+                output.animate.set_values(trace.alike_outputs[k].reshape(-1, 1)),
+                FadeIn(states[k]),
+                run_time=1.1,
+            )
+            self.hold(0.4)
+        self.say("The update sees only what A lets through.")
+        self.play(FadeIn(share, rest), run_time=theme.QUICK)
+        self.hold(0.5)
+
+    # -- chapter 5 --------------------------------------------------------------------------------------------------
+
+    @chapter("Starting at zero")
+    def starting_at_zero(self):
+        """B starts at zero, so training starts from the old model."""
+        trace = self.trace
+        last = len(trace.history_steps) - 1
+        stage = self.product_stage(cell=0.132, center=[-2.4, -0.4, 0])
+        for grid, history in (
+            (stage.product.show(), trace.delta_history), (stage.a, trace.lora_A_history),
+            (stage.b, trace.lora_B_history),
+        ):  # fmt: skip
+            grid.limit = largest(history)
+            grid.set_values(history[0])
+        clock = Readout(lambda n: f"step {n:d}", trace.history_steps[0], size=0.36, bold=True).move_to([0, 2.3, 0])
+        clock.align_to([1.9, 0, 0], LEFT)
+        top = largest(trace.grad_norm_A, trace.grad_norm_B)
+        bars, titles, laws = [], [], []
+        for name, norms, y, law in (
+            ("B", trace.grad_norm_B, 1.0, "s thin {{ G : gradient }} {{ A : weight }}^top"),
+            ("A", trace.grad_norm_A, -1.0, "s thin {{ B : weight }}^top {{ G : gradient }}"),
+        ):
+            bar = Bars(norms[:1], limit=top, length=2.9, step=0.5, role="GRADIENT", number=".4f", number_size=0.2)
+            bars.append(bar.move_to([0, y, 0]).align_to([1.9, 0, 0], LEFT))
+            titles.append(Label(f"gradient of {name}", bold=True).next_to(bar, UP, buff=0.2).align_to(bar, LEFT))
+            formula = Formula(law, size=0.26, gradient="GRADIENT", weight="WEIGHT")
+            laws.append(formula.next_to(titles[-1], RIGHT, buff=0.5).set_y(titles[-1].get_y()))
+        self.say("B starts at zero, so training starts from the old model.")
+        self.play(FadeIn(*stage.margins(), stage.product), run_time=theme.QUICK)
+        self.play(FadeIn(clock), run_time=0.3)
+        self.hold(0.5)
+        self.say("A’s gradient is a product with B: zero as well. Only B can move.")
+        self.play(FadeIn(*titles, *laws), run_time=theme.QUICK)
+        self.play(FadeIn(*bars), run_time=0.3)
+        self.hold(0.6)
+        self.say("Then both learn, and the change grows out of nothing.")
+        for record in range(1, last + 1):
+            self.play(
+                stage.product.animate.set_values(trace.delta_history[record]),
+                stage.a.animate.set_values(trace.lora_A_history[record]),
+                stage.b.animate.set_values(trace.lora_B_history[record]),
+                *(
+                    bar.animate.set_values(norms[record : record + 1])
+                    for bar, norms in zip(bars, (trace.grad_norm_B, trace.grad_norm_A), strict=True)
+                ),
+                clock.animate.set_value(trace.history_steps[record]),
+                run_time=0.35 if record < 4 else 0.22,
+                rate_func=linear,
+            )
+        self.say("Had both started at zero, neither would ever have moved.")
+        self.hold(0.4)
+
+    # -- chapter 6 --------------------------------------------------------------------------------------------------
+
+    @chapter("How small can r be?")
+    def how_small(self):
+        """A few directions recover most of the gain."""
+        trace = self.trace
+        ranks = trace.ranks
+        near = np.array([*trace.loss_lora, *trace.loss_truncated, trace.loss_base, trace.loss_full], dtype=float)
+        low, high = float(near.min()), float(near.max())
+        room = 0.16 * (high - low)
+        low, high = max(0.0, low - room), high + room / 2
+        chart = Chart(
+            5.6, 3.9, x=(0.85, 9.4), y=(low, high), x_ticks=[float(r) for r in ranks], y_ticks=round_ticks(low, high),
+            x_format="d", y_format=".2f", x_label="rank", y_label="loss on unseen texts, nats a word", log_x=True,
+        ).move_to([-3.1, 0.25, 0])  # fmt: skip
+        chart.level(trace.loss_base, label="untouched")
+        chart.level(trace.loss_full, label="all weights trained")
+        trained = chart.curve(ranks, trace.loss_lora, role="WEIGHT", dots=0.1, line=theme.THICK, drawn=0)
+        cut = chart.curve(ranks, trace.loss_truncated, role="LOSS", dots=0.1, dash=(0.12, 0.08), drawn=0)
+        shares = Bars(
+            trace.lora_share, limit=1.0, length=2.3, step=0.5, thickness=0.56, role="WEIGHT", number=".0%"
+        ).move_to([0, -1.3, 0]).align_to([3.75, 0, 0], LEFT).hide()  # fmt: skip
+        title = Label("weights to train", color=theme.MUTED).next_to(shares, UP, buff=0.18).align_to(shares, LEFT)
+        rows = [Label(f"rank {r:d}", color=theme.MUTED).move_to([0, shares.tip(k)[1], 0]) for k, r in enumerate(ranks)]
+        for row in rows:
+            row.align_to([3.55, 0, 0], RIGHT)
+        self.say("Train adapters of rising rank, and judge them on unseen texts.")
+        self.play(FadeIn(chart, title), run_time=theme.QUICK)
+        self.add(shares)
+        for k in range(len(ranks)):
+            self.play(
+                chart.animate.draw_curve(trained, max(k / (len(ranks) - 1), 1e-3)), shares.animate.show(k),
+                FadeIn(rows[k]), run_time=0.6,
+            )  # fmt: skip
+            if k == 0:
+                self.hold(0.3)
+        gain = Label(f"{trace.gain_lora[0]:.0%}", size=theme.BIG_NUMBER, bold=True, color=theme.WEIGHT)
+        gain.move_to([0, 1.4, 0]).align_to([3.75, 0, 0], LEFT)
+        of_it = Label(f"of the gain\nat rank {ranks[0]:d}", color=theme.MUTED).next_to(gain, RIGHT, buff=0.3)
+        first, share = trace.gain_lora[0], trace.lora_share[0]
+        self.say(f"Rank {ranks[0]:d} makes {first:.0%} of the gain, with {share:.0%} of the weights.")
+        self.play(FadeIn(gain, of_it), run_time=theme.QUICK)
+        self.hold(0.4)
+        afterwards = Label("cut down afterwards", color=theme.LOSS, bold=True)
+        afterwards.next_to(chart.point(cut, 1), UP + RIGHT, buff=0.15)
+        self.say(f"Cut the full change down to rank {ranks[0]:d} instead: {trace.gain_truncated[0]:.0%} of it is left.")
+        self.play(chart.animate(rate_func=linear).draw_curve(cut), run_time=1.2)
+        self.play(FadeIn(afterwards), run_time=0.3)
+        self.say("A few directions are enough, if they are trained to be.")
+        self.hold(0.5)
+
+    # -- chapter 7 --------------------------------------------------------------------------------------------------
+
+    @chapter("Merge")
+    def merging(self):
+        """Merged, it costs nothing at inference."""
+        trace = self.trace
+        frozen = self.square(trace.weight, cell=0.125, role="FROZEN").move_to([-4.3, -0.1, 0])
+        name = Label("old weights", color=theme.FROZEN, bold=True).next_to(frozen, UP, buff=0.25)
+        merged = Label("merged weights", color=theme.WEIGHT, bold=True).move_to(name)
+        near = self.small_stage(trace.lora_A, trace.lora_B, trace.lora_delta, x=1.75)
+        far = self.small_stage(trace.second_lora_A, trace.second_lora_B, trace.second_delta, x=5.2)
+        titles = [
+            Label(words, color=theme.MUTED).next_to(stage.product, DOWN, buff=0.3)
+            for words, stage in (("adapter for one dialect", near), ("and for another", far))
+        ]
+        parts = [part for stage in (near, far) for part in (stage.a, stage.b, stage.room, stage.product)]
+        self.say("Add the product to the old weights. Merged, it costs nothing at inference.")
+        self.play(FadeIn(frozen, name, *parts, *titles), run_time=theme.QUICK)
+        self.hold(0.5)
+        self.merge(frozen, near, trace.merged_weight, run_time=1.2)
+        self.play(FadeOut(name), FadeIn(merged), run_time=0.3)
+        same = Label(f"logits differ by at most {trace.max_abs_diff_logits:.0e}", color=theme.MUTED)
+        self.play(FadeIn(same.next_to(frozen, DOWN, buff=0.25)), run_time=0.3)
+        self.say("Subtract it again, and another adapter can take its place.")
+        self.play(FadeOut(same), run_time=0.2)
+        self.unmerge(frozen, near, run_time=0.9)
+        self.merge(frozen, far, trace.second_merged_weight, run_time=0.9)
+        self.hold(0.5)
+        self.finish_beat()
+        self.clear_stage()
+        self.bill()
+
+    def small_stage(self, lora_a: Any, lora_b: Any, delta: Any, *, x: float) -> ProductStage:
+        """Return an adapter with its product painted."""
+        stage = ProductStage(lora_a, lora_b, delta.reshape(1, *delta.shape), cell=0.075, center=[x, -0.1, 0])
+        stage.product.show()
+        return stage
+
+    def bill(self) -> None:
+        """Compare a hundred models with one model and a hundred adapters."""
+        counts = self.trace.gpt3_counts
+        top = counts["hundred_full_bytes"]
+        title = Label("bytes for a hundred tasks of GPT-3, rank four on two matrices a layer", color=theme.MUTED)
+        title.move_to([0, 2.1, 0]).align_to([-6.1, 0, 0], LEFT)
+        rows = []
+        for words, key, role, y in (
+            ("a hundred full models", "hundred_full_bytes", "FROZEN", 1.0),
+            ("one model and a hundred adapters", "hundred_lora_bytes", "WEIGHT", -0.6),
+        ):
+            bar = Bars(
+                counts[key].reshape(1), limit=top, length=10.0, step=0.7, role=role, number="count", number_size=0.3
+            )
+            bar.move_to([0, y, 0]).align_to([-6.1, 0, 0], LEFT).hide()
+            rows.append((Label(words, bold=True).next_to(bar, UP, buff=0.15).align_to(bar, LEFT), bar))
+        each = Label(f"{counts['lora_bytes']:count} bytes an adapter: {counts['ratio']:,.0f} times less than the model")
+        each.move_to([0, -1.7, 0]).align_to([-6.1, 0, 0], LEFT)
+        self.say("A hundred tasks: one model and a hundred small adapters.")
+        self.play(FadeIn(title), run_time=0.3)
+        for label, bar in rows:
+            self.add(bar)
+            self.play(FadeIn(label), bar.animate.show(), run_time=0.9)
+        self.play(FadeIn(each), run_time=0.4)
+        self.hold(1.2)
