@@ -8,6 +8,7 @@ from manim import (
     LEFT,
     RIGHT,
     UP,
+    Animation,
     FadeIn,
     FadeOut,
     Group,
@@ -45,56 +46,49 @@ class LoRA(TopicScene):
     def the_update(self):
         """Fine-tuning adds a small matrix to a big one."""
         trace = self.trace
-        before = self.square(trace.weight, cell=0.125, role="FROZEN").move_to([-3.2, 0.05, 0])
-        after = self.square(trace.full_weight, cell=0.125, limit=before.limit).move_to([3.2, 0.05, 0])
-        titles = [
-            Label(words, color=color, bold=True).next_to(grid, UP, buff=0.25)
+        before = self.square(trace.weight, cell=0.14, role="FROZEN").move_to([-3.3, 0.3, 0])
+        after = self.square(trace.full_weight, cell=0.14, limit=before.limit).move_to([3.3, 0.3, 0])
+        matrix, tuned, change, old = (
+            Label(words, color=color, bold=True).next_to(grid, UP, buff=0.2)
             for words, color, grid in (
-                (f"{trace.matrix}", theme.FROZEN, before),
-                ("after fine-tuning", theme.TEXT, after),
+                (f"{trace.matrix}", theme.FROZEN, before), ("after fine-tuning", theme.TEXT, after),
+                ("the change", theme.WEIGHT, after), ("old weights", theme.FROZEN, before),
             )
-        ]
-        scale = self.scale_label(trace.largest_weight).next_to(before, DOWN, buff=0.22)
-        same = self.scale_label(trace.largest_weight).next_to(after, DOWN, buff=0.22)
+        )  # fmt: skip
+        scale, same = (self.scale(trace.largest_weight, grid, "FROZEN") for grid in (before, after))
+        own = self.scale(trace.largest_change, after, "WEIGHT")
         self.say("One matrix of the model, before and after it learned a dialect.")
-        self.play(FadeIn(before, titles[0], scale), run_time=theme.QUICK)
+        self.play(FadeIn(before, matrix, scale), run_time=theme.QUICK)
         moving = before.copy()
         self.add(moving)
-        self.play(moving.animate.move_to(after).set_opacity(0), FadeIn(after, titles[1], same), run_time=1.1)
-        self.hold(0.6)
-        self.say("They look the same. Lay one over the other and subtract:")
-        here = [0, 0.05, 0]
-        self.play(FadeOut(*titles, scale), run_time=0.3)
-        self.play(
-            before.animate.move_to(here),
-            after.animate.move_to(here),
-            same.animate.move_to([0, same.get_center()[1], 0]),
-            run_time=1.2,
-        )
+        self.play(moving.animate.move_to(after).set_opacity(0), FadeIn(after, tuned, same), run_time=1.1)
+        self.remove(moving)
+        self.hold(0.5)
+        self.say("Lay one over the other, and subtract.")
+        self.play(FadeOut(matrix, scale, tuned), run_time=0.3)
+        self.play(before.animate.move_to(after), run_time=1.2)
         self.remove(before)
-        name = Label("the change", color=theme.WEIGHT, bold=True).next_to(after, UP, buff=0.25)
-        self.play(after.animate.set_values(trace.full_delta), FadeIn(name), run_time=1.0)
-        self.hold(0.4)
-        own = self.scale_label(trace.largest_change).move_to(same)
-        glowing = self.square(trace.full_delta, cell=0.125, role="WEIGHT").move_to(after)
+        self.play(after.animate.set_values(trace.full_delta), FadeIn(change), run_time=1.0)
         self.say("Almost nothing is left. On a color scale of its own, it glows.")
-        self.play(FadeOut(same), run_time=0.2)
+        self.hold(0.5)
+        glowing = self.square(trace.full_delta, cell=0.14, role="WEIGHT").move_to(after)
+        self.play(FadeOut(same), run_time=0.3)
         self.play(after.animate.become(glowing), FadeIn(own), run_time=1.3)
         self.say("Fine-tuning adds a small matrix to a big one.")
-        before.move_to([-3.2, 0.05, 0])
-        frozen = Label("old weights", color=theme.FROZEN, bold=True).next_to(before, UP, buff=0.25)
-        plus = Label("+", size=0.4, color=theme.MUTED).move_to(here)
-        self.play(Group(after, name, own).animate.shift(3.2 * RIGHT), run_time=0.9)
-        self.play(FadeIn(before, frozen, scale, plus), run_time=theme.QUICK)
-        self.hold(0.6)
+        plus = Label("+", size=0.4, color=theme.MUTED).move_to([0, 0.3, 0])
+        before.move_to([-3.3, 0.3, 0])
+        self.play(FadeIn(before, old, scale, plus), run_time=theme.QUICK)
 
     def square(self, values: Any, *, cell: float, limit: float | None = None, role: str | None = None) -> TensorGrid:
         """Return a matrix as colors alone."""
         return TensorGrid(values, cell=(cell, cell), number=None, limit=limit, role=role)
 
-    def scale_label(self, value: Any) -> Label:
-        """Return what the full colors of a matrix stand for."""
-        return Label(f"full color: ±{value:.2f}", color=theme.MUTED)
+    def scale(self, value: Any, grid: TensorGrid, role: str) -> Group:
+        """Return what the full colors of a matrix stand for, as a number and as a length below it."""
+        full = float(self.trace.largest_weight)
+        bar = Bars(value.reshape(1), limit=full, length=grid.width, step=0.2, role=role, number=None)
+        label = Label(f"full color: ±{value:.2f}", color=theme.MUTED).next_to(grid, DOWN, buff=0.2)
+        return Group(label, bar.next_to(label, DOWN, buff=0.1).align_to(grid, LEFT))
 
     # -- chapter 2 --------------------------------------------------------------------------------------------------
 
@@ -102,33 +96,39 @@ class LoRA(TopicScene):
     def how_many_directions(self):
         """Some directions of the change matter far more than others."""
         trace = self.trace
-        change = self.square(trace.full_delta, cell=0.115, role="WEIGHT").move_to([-4.55, 0.2, 0])
-        name = Label("the change", color=theme.WEIGHT, bold=True).next_to(change, UP, buff=0.25)
-        count, step, height = len(trace.full_singular_values), 0.19, 2.35
+        bright = 0.6 * largest(trace.full_delta)  # the few cells beyond it have the full color
+        change = self.square(trace.full_delta, cell=0.122, limit=bright, role="WEIGHT").move_to([-4.5, 0.1, 0])
+        name, left = (
+            Label(words, color=color, bold=True).next_to(change, UP, buff=0.25)
+            for words, color in (("the change", theme.WEIGHT), ("what is left of it", theme.MUTED))
+        )
+        count, step, height = len(trace.full_singular_values), 0.24, 2.35
         bars = Bars(
             trace.full_singular_values, direction="up", length=height, step=step, thickness=0.72, role="WEIGHT",
             number=None,
-        ).move_to([2.9, -1.15, 0]).hide()  # fmt: skip
+        ).move_to([2.6, -1.15, 0]).hide()  # fmt: skip
+        row = Label("its strongest sheets: a column times a row each", color=theme.MUTED)
+        row.move_to([bars.get_left()[0], 2.7, 0]).align_to(bars, LEFT)
         strength = Label("strength of each sheet", color=theme.MUTED).next_to(bars, DOWN, buff=0.2)
         ground = Chart(count * step, height, x=(0.5, count + 0.5), y=(0, float(bars.limit))).move_to(bars)
         noise = ground.curve(
             trace.directions, trace.random_singular_values, role="TEXT", dash=(0.1, 0.07), line=theme.LINE, drawn=0
         )
-        sheets = [self.square(sheet, cell=0.115, limit=change.limit) for sheet in trace.full_terms]
-        slots = [np.array([bars.get_left()[0] + 0.75 + 1.58 * k, 1.75, 0]) for k in range(len(sheets))]
+        sheets = [self.square(sheet, cell=0.122, limit=bright) for sheet in trace.full_terms]
+        slots = [np.array([bars.get_left()[0] + 0.88 + 1.97 * k, 1.45, 0]) for k in range(len(sheets))]
 
         self.say("Take off its strongest sheet: one pattern down, one pattern across.")
         self.play(FadeIn(change, name), run_time=theme.QUICK)
         self.add(ground, bars)
-        self.play(FadeIn(ground, strength), run_time=0.3)
+        self.play(FadeIn(ground, strength, row), run_time=0.3)
         self.lift_sheet(change, bars, sheets, slots, 0, run_time=1.4)
         self.hold(0.3)
         self.say("Then the next. Every sheet reads one direction and writes one.")
-        left = Label("what is left", color=theme.MUTED, bold=True).move_to(name)
         self.play(FadeOut(name), FadeIn(left), run_time=0.3)
         for k in range(1, len(sheets)):
             self.lift_sheet(change, bars, sheets, slots, k, run_time=0.85)
         last = len(sheets) - 1
+        bars.paint(slice(len(sheets), None), "FROZEN")
         self.say(
             f"The first four hold {trace.captured_energy[last]:.0%} of it; "
             f"of equal noise, {trace.random_captured_energy[last]:.0%}."
@@ -137,15 +137,14 @@ class LoRA(TopicScene):
         words = Label("noise of the same size", bold=True).next_to(ground.point(noise, 4), UP + RIGHT, buff=0.12)
         self.play(ground.animate(rate_func=linear).draw_curve(noise), run_time=1.1)
         self.play(FadeIn(words), run_time=0.3)
-        self.say("Some directions matter far more than others, but the tail is long.")
-        self.hold(0.8)
+        self.say("A few directions stand out, but the tail is long.")
 
     def lift_sheet(self, change, bars, sheets, slots, k: int, *, run_time: float) -> None:
         """Lift one sheet off the change: it flies to its place in the row, its bar grows, and the rest stays."""
         sheet = sheets[k].move_to(change)
         self.add(sheet)
         self.play(
-            sheet.animate.scale(0.37).move_to(slots[k]),
+            sheet.animate.scale(0.45).move_to(slots[k]),
             change.animate.set_values(self.trace.full_residuals[k]),
             bars.animate.show(k),
             run_time=run_time,
@@ -161,22 +160,28 @@ class LoRA(TopicScene):
         slow = 3
         columns = stage.product.columns
         law = Formula("Delta W = s thin {{ B : tall }} {{ A : wide }}", size=0.34, tall="WEIGHT", wide="WEIGHT")
-        law.move_to([0, 2.1, 0]).align_to([2.6, 0, 0], LEFT)
+        law.move_to([0, 2.3, 0]).align_to([2.6, 0, 0], LEFT)
+        scale = Label(f"s = {trace.scaling:g}", color=theme.MUTED).next_to(law, DOWN, buff=0.25).align_to(law, LEFT)
         learned = Label(f"{trace.adapter_numbers:d}", size=theme.BIG_NUMBER, bold=True, color=theme.WEIGHT)
         changed = Label(f"{trace.matrix_numbers:,d}", size=theme.BIG_NUMBER, bold=True)
         words = [Label(text, color=theme.MUTED) for text in ("numbers to learn", "weights that change")]
-        for number, text, y in ((learned, words[0], 0.55), (changed, words[1], -1.0)):
+        for number, text, y in ((learned, words[0], 0.45), (changed, words[1], -1.1)):
             number.move_to([0, y, 0]).align_to(law, LEFT)
             text.next_to(number, DOWN, buff=0.2).align_to(law, LEFT)
 
         self.say(f"LoRA learns the change as two thin matrices, here of rank {trace.config.r:d}.")
         self.play(FadeIn(*stage.margins()), run_time=theme.QUICK)
-        self.play(FadeIn(law, learned, words[0]), run_time=theme.QUICK)
+        self.play(FadeIn(law, scale, learned, words[0]), run_time=theme.QUICK)
         self.say("A column of B, times one number of A, is one column of the change.")
         stage.lift(self, 0, run_time=0.6)
+        factor = Readout(lambda number: f"× {number:+.2f}", trace.lora_A[0, 0], size=0.22, bold=True)
+        factor.next_to(stage.a.cell_center(0, 0), UP, buff=0.35)
+        self.play(FadeIn(factor), run_time=0.3)
         for column in range(slow):
-            stage.sweep(self, 0, range(column, column + 1), run_time=1.1 if column == 0 else 0.8)
-            self.hold(0.25)
+            above = factor.animate.set_value(trace.lora_A[0, column], (0, 0)).set_x(stage.a.cell_center(0, column)[0])
+            stage.sweep(self, 0, range(column, column + 1), above, run_time=1.0 if column == 0 else 0.8)
+            self.hold(0.15)
+        self.play(FadeOut(factor), run_time=0.2)
         self.say("A column times a row fills the whole grid.")
         stage.sweep(self, 0, range(slow, columns), run_time=2.7)
         stage.lay_down(self, 0)
@@ -188,7 +193,6 @@ class LoRA(TopicScene):
             stage.paint(self, k, run_time=0.7)
         self.say("Every weight changes, but only along a few directions.")
         self.play(FadeIn(changed, words[1]), run_time=theme.QUICK)
-        self.hold(0.8)
 
     def product_stage(self, *, cell: float, center: Any) -> ProductStage:
         """Return the trained adapter, its product not yet painted."""
@@ -199,38 +203,49 @@ class LoRA(TopicScene):
     def paint_and_merge(self):
         """Paint the change, drop it on the frozen weights, and lift it off again."""
         trace = self.trace
-        frozen = self.square(trace.weight, cell=0.15, role="FROZEN").move_to([-3.9, -0.1, 0])
-        name = Label("frozen weights", color=theme.FROZEN, bold=True, size=0.24).next_to(frozen, UP, buff=0.3)
-        stage = self.product_stage(cell=0.15, center=[3.6, -0.1, 0])
+        pixel = 1 / 45  # of a GIF: cells of whole pixels have no blurred edges, which would not fit into 600 kB
+        frozen = self.square(trace.weight, cell=7 * pixel, role="FROZEN").move_to([-179.5 * pixel, -10.5 * pixel, 0])
+        name, merged = (
+            Label(words, color=color, bold=True, size=0.26).next_to(frozen, UP, buff=0.3)
+            for words, color in (("frozen weights", theme.FROZEN), ("merged weights", theme.WEIGHT))
+        )
+        stage = self.product_stage(cell=7 * pixel, center=[166.5 * pixel, -10.5 * pixel, 0])
+        change = Label("their product: the change", color=theme.WEIGHT, bold=True, size=0.26)
+        change.next_to(stage.room, DOWN, buff=0.2)
         self.add(frozen, name)
         self.hold(0.4)
-        self.play(FadeIn(*stage.margins()), run_time=0.4)
+        self.play(FadeIn(*stage.margins(), change), run_time=0.3)
         for k in range(len(trace.partial_deltas)):
-            stage.paint(self, k, run_time=1.4)
+            stage.paint(self, k, run_time=1.4, alone=False)  # fewer tints, so that the GIF has them all
         self.hold(0.2)
-        self.merge(frozen, stage, trace.merged_weight, run_time=0.7)
-        self.hold(0.6)
-        self.unmerge(frozen, stage, run_time=0.7)
-        self.play(FadeOut(stage.product), run_time=0.4)
+        self.merge(frozen, stage, trace.merged_weight, FadeOut(*stage.names, change), run_time=0.4)
+        self.add(merged)
+        self.remove(name)
+        self.hold(1.0)
+        self.add(name)
+        self.remove(merged)
+        self.unmerge(frozen, stage, run_time=0.4)
+        self.play(ColumnByColumn(stage.product, vanish=True), run_time=0.5)
         self.hold(0.2)
 
-    def merge(self, frozen: TensorGrid, stage: ProductStage, merged: Any, *, run_time: float) -> None:
-        """Drop the product on the frozen weights; nothing is left of the thin matrices."""
+    def merge(self, frozen: TensorGrid, stage: ProductStage, merged: Any, *others: Animation, run_time: float) -> None:
+        """Drop the product on the frozen weights; nothing of the thin matrices is left, and the sum comes to light."""
         falling = stage.product.copy().set_z_index(1)
         self.remove(stage.product)
         self.add(falling)
-        self.play(
-            falling.animate.match_height(frozen).move_to(frozen), FadeOut(*stage.margins()), run_time=run_time
-        )  # fmt: skip
-        self.play(frozen.animate.set_values(merged), falling.animate.set_opacity(0), run_time=run_time / 2)
+        over = falling.animate.match_height(frozen).move_to(frozen)
+        self.play(over, FadeOut(*stage.pair), *others, run_time=run_time)
+        frozen.set_values(merged)
+        self.play(ColumnByColumn(falling, vanish=True), run_time=run_time)
         self.remove(falling)
 
-    def unmerge(self, frozen: TensorGrid, stage: ProductStage, *, run_time: float) -> None:
+    def unmerge(self, frozen: TensorGrid, stage: ProductStage, *others: Animation, run_time: float) -> None:
         """Lift the product off again: what stays is what was there."""
-        lifted = stage.product.copy().match_height(frozen).move_to(frozen).set_opacity(0).set_z_index(1)
-        self.add(lifted)
-        self.play(frozen.animate.set_values(self.trace.weight), lifted.animate.set_opacity(1), run_time=run_time / 2)
-        self.play(lifted.animate.match_height(stage.product).move_to(stage.product), run_time=run_time)
+        lifted = stage.product.copy().match_height(frozen).move_to(frozen).hide().set_z_index(1)
+        self.play(ColumnByColumn(lifted), run_time=run_time)
+        frozen.set_values(self.trace.weight)
+        back = lifted.animate.match_height(stage.product).move_to(stage.product)
+        self.play(back, *others, run_time=run_time)
         self.remove(lifted)
         self.add(stage.product)
 
@@ -243,15 +258,15 @@ class LoRA(TopicScene):
         shown = slice(None, None, 2)  # every other input, one row each
         coords = trace.coords[:, :2]
         thick = min(0.22, 0.9 / len(trace.lora_A))
-        inputs = TensorGrid(trace.inputs[shown], cell=(0.108, 0.08), number=None).move_to([-4.65, 1.2, 0])
-        a = TensorGrid(trace.lora_A, cell=(0.108, thick), number=None, role="WEIGHT").next_to(inputs, DOWN, buff=0.5)
-        cloud = PointCloud(coords, side=3.5, role="LATENT").move_to([0.15, 0.35, 0]).hide()
-        b = TensorGrid(trace.lora_B, cell=(thick, 0.095), number=None, role="WEIGHT").move_to([3.0, 0.35, 0])
-        outputs = TensorGrid(trace.outputs[shown].T, cell=(0.085, 0.095), number=None).move_to([5.15, 0.35, 0])
+        inputs = TensorGrid(trace.inputs[shown], cell=(0.112, 0.105), number=None).move_to([-4.6, 0.85, 0])
+        a = TensorGrid(trace.lora_A, cell=(0.112, thick), number=None, role="WEIGHT").next_to(inputs, DOWN, buff=0.55)
+        cloud = PointCloud(coords, side=4.0, role="LATENT").move_to([0.2, 0.2, 0]).hide()
+        b = TensorGrid(trace.lora_B, cell=(thick, 0.125), number=None, role="WEIGHT").move_to([3.1, 0.2, 0])
+        outputs = TensorGrid(trace.outputs[shown].T, cell=(0.085, 0.125), number=None).move_to([5.2, 0.2, 0])
         y = outputs.get_top()[1] + 0.28
         names = [
             Label("inputs, a row for each word", color=theme.INPUT).next_to(inputs, UP, buff=0.2),
-            Label("A", color=theme.WEIGHT, bold=True).next_to(a, LEFT, buff=0.2),
+            Label("A", color=theme.WEIGHT, bold=True).next_to(a, DOWN, buff=0.2),
             Label("B", color=theme.WEIGHT, bold=True).move_to([b.get_center()[0], y, 0]),
             Label("what the update adds", color=theme.OUTPUT).move_to([outputs.get_center()[0], y, 0]),
             Label("what A reads of them", color=theme.LATENT, bold=True).next_to(cloud, UP, buff=0.2),
@@ -275,15 +290,14 @@ class LoRA(TopicScene):
         """Let one input fall through A and come out as a dot."""
         strip = inputs.row(row, role="INPUT")
         self.add(strip)
-        self.play(inputs.animate.focus(row), run_time=0.3)
-        self.play(strip.animate.move_to(a), run_time=0.7)
+        self.play(inputs.animate.focus(row), strip.animate.move_to(a), run_time=0.8)
         self.play(strip.animate.set_opacity(0), run_time=0.2)
         self.remove(strip)
         pair = TensorGrid(
             self.trace.coords[2 * row, :2], cell=(0.66, 0.42), number="+.1f", limit=largest(self.trace.coords),
             role="LATENT",
-        ).next_to(a, RIGHT, buff=0.35)  # fmt: skip
-        self.play(FadeIn(pair, target_position=a), run_time=0.5)
+        ).next_to(a, DOWN, buff=0.25).align_to(a, RIGHT)  # fmt: skip
+        self.play(FadeIn(pair, target_position=a), run_time=0.4)
         self.hold(0.3)
         self.play(
             pair.animate.scale(0.12).move_to(cloud.point(2 * row)).set_opacity(0),
@@ -299,7 +313,7 @@ class LoRA(TopicScene):
         self.play(
             LaggedStart(*(row.animate.move_to(a).set_opacity(0) for row in rows), lag_ratio=0.12),
             RowByRow(cloud, range(1, len(cloud.places))),
-            run_time=2.0,
+            run_time=1.6,
         )
         self.remove(*rows)
 
@@ -314,12 +328,12 @@ class LoRA(TopicScene):
         dot.focus(0)
         states = [
             Label(words, bold=True).next_to(strip, UP, buff=0.25)
-            for words in ("one input", "without what A cannot see", "with another word’s in its place")
+            for words in ("one input", "all that A cannot see, erased", "and replaced by another’s")
         ]
-        share = Label(f"{trace.invisible_share:.0%} of an input", color=theme.MUTED, bold=True)
-        rest = Label("(squared, on average)\nis invisible to A", color=theme.MUTED)
-        share.next_to(strip, DOWN, buff=0.3).align_to(strip, LEFT)
-        rest.next_to(share, DOWN, buff=0.15).align_to(strip, LEFT)
+        share = Label(f"{trace.invisible_share:.0%}", size=0.36, bold=True).next_to(strip, DOWN, buff=0.4)
+        share.align_to(strip, LEFT)
+        rest = Label("of the inputs’ energy\nis invisible to A", color=theme.MUTED)
+        rest.next_to(share, RIGHT, buff=0.3)
         self.say("Now change an input in every way that A cannot see:")
         dimmed = cloud.copy().focus([])
         self.play(
@@ -341,7 +355,6 @@ class LoRA(TopicScene):
             self.hold(0.4)
         self.say("The update sees only what A lets through.")
         self.play(FadeIn(share, rest), run_time=theme.QUICK)
-        self.hold(0.5)
 
     # -- chapter 5 --------------------------------------------------------------------------------------------------
 
@@ -374,8 +387,10 @@ class LoRA(TopicScene):
         self.play(FadeIn(*stage.margins(), stage.product), run_time=theme.QUICK)
         self.play(FadeIn(clock), run_time=0.3)
         self.hold(0.5)
+        whole = Label("G: gradient of the whole matrix", color=theme.MUTED).next_to(bars[1], DOWN, buff=0.6)
+        whole.align_to(bars[1], LEFT)
         self.say("A’s gradient is a product with B: zero as well. Only B can move.")
-        self.play(FadeIn(*titles, *laws), run_time=theme.QUICK)
+        self.play(FadeIn(*titles, *laws, whole), run_time=theme.QUICK)
         self.play(FadeIn(*bars), run_time=0.3)
         self.hold(0.6)
         self.say("Then both learn, and the change grows out of nothing.")
@@ -392,8 +407,7 @@ class LoRA(TopicScene):
                 run_time=0.35 if record < 4 else 0.22,
                 rate_func=linear,
             )
-        self.say("Had both started at zero, neither would ever have moved.")
-        self.hold(0.4)
+        self.say("Were both zero, nothing would ever move.")
 
     # -- chapter 6 --------------------------------------------------------------------------------------------------
 
@@ -424,27 +438,49 @@ class LoRA(TopicScene):
         self.say("Train adapters of rising rank, and judge them on unseen texts.")
         self.play(FadeIn(chart, title), run_time=theme.QUICK)
         self.add(shares)
+        ours = Label("LoRA", color=theme.WEIGHT, bold=True).next_to(chart.point(trained, 0), UP + RIGHT, buff=0.12)
         for k in range(len(ranks)):
             self.play(
                 chart.animate.draw_curve(trained, max(k / (len(ranks) - 1), 1e-3)), shares.animate.show(k),
                 FadeIn(rows[k]), run_time=0.6,
             )  # fmt: skip
             if k == 0:
-                self.hold(0.3)
+                self.play(FadeIn(ours), run_time=0.3)
         gain = Label(f"{trace.gain_lora[0]:.0%}", size=theme.BIG_NUMBER, bold=True, color=theme.WEIGHT)
-        gain.move_to([0, 1.4, 0]).align_to([3.75, 0, 0], LEFT)
-        of_it = Label(f"of the gain\nat rank {ranks[0]:d}", color=theme.MUTED).next_to(gain, RIGHT, buff=0.3)
+        gain.move_to([0, 1.85, 0]).align_to(shares, LEFT)
+        of_it = Label(f"of the gain at rank {ranks[0]:d}", color=theme.MUTED).next_to(gain, DOWN, buff=0.2)
+        of_it.align_to(gain, LEFT)
         first, share = trace.gain_lora[0], trace.lora_share[0]
         self.say(f"Rank {ranks[0]:d} makes {first:.0%} of the gain, with {share:.0%} of the weights.")
         self.play(FadeIn(gain, of_it), run_time=theme.QUICK)
         self.hold(0.4)
         afterwards = Label("cut down afterwards", color=theme.LOSS, bold=True)
         afterwards.next_to(chart.point(cut, 1), UP + RIGHT, buff=0.15)
-        self.say(f"Cut the full change down to rank {ranks[0]:d} instead: {trace.gain_truncated[0]:.0%} of it is left.")
+        self.say(
+            f"Cut down to rank {ranks[0]:d} afterwards, the full change keeps {trace.gain_truncated[0]:.0%} of it."
+        )
         self.play(chart.animate(rate_func=linear).draw_curve(cut), run_time=1.2)
         self.play(FadeIn(afterwards), run_time=0.3)
-        self.say("A few directions are enough, if they are trained to be.")
-        self.hold(0.5)
+        self.finish_beat()
+        dimmed = [part.animate.set_opacity(0.4) for part in (chart, ours, afterwards)]
+        self.play(FadeOut(shares, title, gain, of_it, *rows), *dimmed, run_time=0.4)
+        self.far_away()
+
+    def far_away(self) -> None:
+        """Show the limit: a dialect far from what the model knows takes every direction it gets."""
+        trace = self.trace
+        ranks, top = trace.ranks, 1.1 * largest(trace.far_loss_lora)
+        chart = Chart(
+            2.8, 3.9, x=(0.85, 9.4), y=(0, top), x_ticks=[float(r) for r in ranks], y_ticks=round_ticks(0, top, 4),
+            x_format="d", y_format=".1f", x_label="rank", y_label="a far dialect: news", log_x=True,
+        ).move_to([5.1, 0.25, 0])  # fmt: skip
+        chart.level(trace.far_loss_floor)
+        best = Label("best possible", color=theme.FROZEN, bold=True)
+        best.next_to(chart.place(ranks[len(ranks) - 1], trace.far_loss_floor), DOWN, buff=0.12).align_to(chart, RIGHT)
+        curve = chart.curve(ranks, trace.far_loss_lora, role="WEIGHT", dots=0.1, line=theme.THICK, drawn=0)
+        self.say("On a far dialect, every direction counts.")
+        self.play(FadeIn(chart, best), run_time=theme.QUICK)
+        self.play(chart.animate(rate_func=linear).draw_curve(curve), run_time=1.6)
 
     # -- chapter 7 --------------------------------------------------------------------------------------------------
 
@@ -455,13 +491,13 @@ class LoRA(TopicScene):
         frozen = self.square(trace.weight, cell=0.125, role="FROZEN").move_to([-4.3, -0.1, 0])
         name = Label("old weights", color=theme.FROZEN, bold=True).next_to(frozen, UP, buff=0.25)
         merged = Label("merged weights", color=theme.WEIGHT, bold=True).move_to(name)
-        near = self.small_stage(trace.lora_A, trace.lora_B, trace.lora_delta, x=1.75)
-        far = self.small_stage(trace.second_lora_A, trace.second_lora_B, trace.second_delta, x=5.2)
+        near = self.small_stage(trace.lora_A, trace.lora_B, trace.lora_delta, x=1.6)
+        far = self.small_stage(trace.second_lora_A, trace.second_lora_B, trace.second_delta, x=5.25)
         titles = [
             Label(words, color=theme.MUTED).next_to(stage.product, DOWN, buff=0.3)
-            for words, stage in (("adapter for one dialect", near), ("and for another", far))
+            for words, stage in (("adapter: other habits", near), ("adapter: news", far))
         ]
-        parts = [part for stage in (near, far) for part in (stage.a, stage.b, stage.room, stage.product)]
+        parts = [part for stage in (near, far) for part in (*stage.pair, stage.product)]
         self.say("Add the product to the old weights. Merged, it costs nothing at inference.")
         self.play(FadeIn(frozen, name, *parts, *titles), run_time=theme.QUICK)
         self.hold(0.5)
@@ -471,7 +507,7 @@ class LoRA(TopicScene):
         self.play(FadeIn(same.next_to(frozen, DOWN, buff=0.25)), run_time=0.3)
         self.say("Subtract it again, and another adapter can take its place.")
         self.play(FadeOut(same), run_time=0.2)
-        self.unmerge(frozen, near, run_time=0.9)
+        self.unmerge(frozen, near, FadeIn(*near.pair), run_time=0.9)
         self.merge(frozen, far, trace.second_merged_weight, run_time=0.9)
         self.hold(0.5)
         self.finish_beat()
@@ -480,7 +516,7 @@ class LoRA(TopicScene):
 
     def small_stage(self, lora_a: Any, lora_b: Any, delta: Any, *, x: float) -> ProductStage:
         """Return an adapter with its product painted."""
-        stage = ProductStage(lora_a, lora_b, delta.reshape(1, *delta.shape), cell=0.075, center=[x, -0.1, 0])
+        stage = ProductStage(lora_a, lora_b, delta.reshape(1, *delta.shape), cell=0.082, center=[x, -0.25, 0])
         stage.product.show()
         return stage
 
@@ -489,10 +525,10 @@ class LoRA(TopicScene):
         counts = self.trace.gpt3_counts
         top = counts["hundred_full_bytes"]
         title = Label("bytes for a hundred tasks of GPT-3, rank four on two matrices a layer", color=theme.MUTED)
-        title.move_to([0, 2.1, 0]).align_to([-6.1, 0, 0], LEFT)
+        title.move_to([0, 2.4, 0]).align_to([-6.1, 0, 0], LEFT)
         rows = []
         for words, key, role, y in (
-            ("a hundred full models", "hundred_full_bytes", "FROZEN", 1.0),
+            ("a hundred full models", "hundred_full_bytes", "FROZEN", 1.1),
             ("one model and a hundred adapters", "hundred_lora_bytes", "WEIGHT", -0.6),
         ):
             bar = Bars(
@@ -508,4 +544,4 @@ class LoRA(TopicScene):
             self.add(bar)
             self.play(FadeIn(label), bar.animate.show(), run_time=0.9)
         self.play(FadeIn(each), run_time=0.4)
-        self.hold(1.2)
+        self.hold(0.6)

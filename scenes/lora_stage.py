@@ -1,10 +1,9 @@
 """The picture of LoRA: a tall matrix at the left margin, a wide one at the top, and the grid that they paint."""
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from manim import LEFT, RIGHT, UP, FadeIn, FadeOut, Scene, linear
+from manim import LEFT, RIGHT, UP, FadeIn, FadeOut, Scene
 
 from scenes.kit import theme
 from scenes.kit.label import Label
@@ -29,7 +28,8 @@ class ProductStage:
     def __init__(self, lora_a: Traced, lora_b: Traced, partial: Traced, *, cell: float, center: Any) -> None:
         self.partial = partial
         thick = min(0.24, 1.0 / len(lora_a))
-        self.product = TensorGrid(partial[0], cell=(cell, cell), number=None, limit=largest(partial)).move_to(center)
+        limit = 0.7 * largest(partial)  # the few cells beyond it have the full color
+        self.product = TensorGrid(partial[0], cell=(cell, cell), number=None, limit=limit).move_to(center)
         self.room = Frame.around(self.product, pad=0.05, color=theme.LINES, line=theme.HAIRLINE)
         self.a = TensorGrid(lora_a, cell=(cell, thick), number=None, role="WEIGHT").next_to(self.product, UP, buff=GAP)
         self.b = TensorGrid(lora_b, cell=(thick, cell), number=None, role="WEIGHT")
@@ -38,17 +38,18 @@ class ProductStage:
             Label("A", color=theme.WEIGHT, bold=True).next_to(self.a, RIGHT, buff=0.2),
             Label("B", color=theme.WEIGHT, bold=True).next_to(self.b, UP, buff=0.2),
         ]
+        self.pair = [self.a, self.b, self.room]
         self.product.hide()
         self.brush = self.pointer = self.layer = self.product  # of the sweep under way
 
     def margins(self) -> list[Any]:
         """Return the two thin matrices, their names, and the room between them."""
-        return [self.a, self.b, *self.names, self.room]
+        return [*self.pair, *self.names]
 
     # -- the sweep --------------------------------------------------------------------------------------------------
 
-    def lift(self, scene: Scene, k: int, *, run_time: float = 0.5) -> None:
-        """Lift column k of B, and mark the first number of row k of A."""
+    def lift(self, scene: Scene, k: int, *, run_time: float, alone: bool = True) -> None:
+        """Lift column k of B, and mark the first number of row k of A; the others recede if it is to stand alone."""
         self.brush = self.b.column(k, role="WEIGHT").set_z_index(2)
         width, height = self.a.cell
         self.pointer = Frame(width + 0.05, height + 0.05, color=theme.TEXT).move_to(self.a.cell_center(k, 0))
@@ -57,29 +58,24 @@ class ProductStage:
             self.layer = TensorGrid(self.partial[k], cell=self.product.cell, number=None, limit=self.product.limit)
             self.layer.move_to(self.product).hide()
         others = [row for row in range(self.a.rows) if row != k]
+        receding = [self.a.animate.recede(others), self.b.animate.recede(columns=others)] if alone and others else []
         scene.add(self.layer, self.brush)
-        scene.play(
-            FadeIn(self.pointer),
-            self.a.animate.lead().recede(others),
-            self.b.animate.lead().recede(columns=others),
-            run_time=run_time,
-        )
+        scene.play(FadeIn(self.pointer), *receding, run_time=run_time)
 
-    def sweep(
-        self, scene: Scene, k: int, columns: range, *, run_time: float, rate_func: Callable[[float], float] = linear
-    ) -> None:
+    def sweep(self, scene: Scene, k: int, columns: range, *others: Any, run_time: float) -> None:
         """Let the column travel over the grid, while the mark goes along the row; it leaves a column at every stop."""
         layer = self.layer
 
         def paint(stop: int, share: float) -> None:
-            layer.presence = np.where(np.arange(layer.columns) == columns[stop], share, layer.presence)
+            if share > 0:  # below the brush, which uncovers it when it goes on
+                layer.presence = np.where(np.arange(layer.columns) == columns[stop], 1.0, layer.presence)
 
         over = [self.product.column_center(column) for column in columns]
         along = [self.a.cell_center(k, column) for column in columns]
-        timing: Any = {"run_time": run_time, "rate_func": rate_func}
         scene.play(
-            Visit(self.brush, over, on_rest=paint, changes=[layer], **timing), Visit(self.pointer, along, **timing)
-        )
+            Visit(self.brush, over, on_rest=paint, changes=[layer]), Visit(self.pointer, along), *others,
+            run_time=run_time,
+        )  # fmt: skip
 
     def lay_down(self, scene: Scene, k: int, *, run_time: float = 0.3) -> None:
         """End the sweep: the grid now holds the sum of the first k + 1 products."""
@@ -88,8 +84,8 @@ class ProductStage:
         if self.layer is not self.product:
             scene.remove(self.layer)
 
-    def paint(self, scene: Scene, k: int, *, run_time: float) -> None:
+    def paint(self, scene: Scene, k: int, *, run_time: float, alone: bool = True) -> None:
         """Paint one product at one go."""
-        self.lift(scene, k, run_time=0.15 * run_time)
+        self.lift(scene, k, run_time=0.15 * run_time, alone=alone)
         self.sweep(scene, k, range(self.product.columns), run_time=0.7 * run_time)
         self.lay_down(scene, k, run_time=0.15 * run_time)

@@ -3,7 +3,7 @@ import pytest
 from manim import UP
 
 from scenes.kit import theme
-from scenes.kit.chart import Chart
+from scenes.kit.chart import Chart, round_ticks
 from scenes.kit.traced import Traced
 from tests.scenes.kit.drawing import FINE, amount_of, color_at, halfway, pixels
 
@@ -144,3 +144,17 @@ def test_a_chart_refuses_bare_arrays_and_fields_of_other_lengths():
     number = axes.curve(X, Y, role="LOSS")
     with pytest.raises(ValueError, match=r"set_curve needs the shape \(5,\)"):
         axes.set_curve(number, Y[:2])
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "most", "expected"),
+    [
+        (0.255, 0.352, 5, [0.26, 0.28, 0.3, 0.32, 0.34]),
+        (0, 1.25, 4, [0, 0.5, 1.0]),
+        (0, 470, 5, [0, 100, 200, 300, 400]),
+        (-1, 1, 5, [-1, -0.5, 0, 0.5, 1]),
+        (3, 9, 3, [4, 6, 8]),
+    ],
+)
+def test_round_ticks_are_as_close_together_as_their_number_allows(low, high, most, expected):
+    assert round_ticks(low, high, most) == pytest.approx(expected)

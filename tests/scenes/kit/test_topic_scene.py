@@ -1,5 +1,6 @@
 """The machinery of chapters: what plays, how long captions stay, and what the ledger remembers."""
 
+import numpy as np
 import pytest
 import torch
 from manim import FadeIn, FadeOut, tempconfig
@@ -7,7 +8,7 @@ from manim import FadeIn, FadeOut, tempconfig
 from scenes import series
 from scenes.kit import theme
 from scenes.kit.label import Label, Readout, StepThrough
-from scenes.kit.motion import RowByRow, Visit, pour
+from scenes.kit.motion import ColumnByColumn, RowByRow, Visit, pour
 from scenes.kit.tensor_grid import TensorGrid
 from scenes.kit.topic_scene import CaptionBand, Header, TopicScene, chapter, loop
 from tests.scripts.topics import tiny
@@ -173,6 +174,26 @@ def test_rows_appear_one_after_the_other(registered):
     presences = play(Rows, "rows").seen
     assert all(first >= second for first, second in presences)
     assert presences[-1][0] == 1
+
+
+def test_columns_appear_one_after_the_other(registered):
+    class Columns(Story):
+        @chapter("Columns")
+        def columns(self):
+            """Column by column."""
+            self.seen = []
+            self.grid = TensorGrid(self.trace.numbers).hide()
+            self.play(ColumnByColumn(self.grid), run_time=1.0)
+
+        def update_to_time(self, t):
+            super().update_to_time(t)
+            self.seen.append(self.grid.presence.copy())
+
+    scene = play(Columns, "columns")
+    assert all((presence == presence[0]).all() for presence in scene.seen)  # a column is there as a whole
+    assert all((np.diff(presence[0]) <= 0).all() for presence in scene.seen)
+    assert any(presence[0, 0] == 1 and presence[0, -1] == 0 for presence in scene.seen)
+    assert (scene.grid.presence == 1).all()
 
 
 def test_a_visit_rests_at_every_stop_in_order(registered):
