@@ -366,19 +366,25 @@ class Trace(TopicTrace):
 
 
 def gpt3_counts() -> dict[str, float]:
-    """Return what rank 4 on the query and value matrices of GPT-3 takes (section 4.2); a fp16 weight is 2 bytes."""
+    """Return what rank 4 on the query and value matrices of GPT-3 takes (section 4.2); a fp16 weight is 2 bytes.
+
+    `tasks` are 100: a model for each of them, or one model and an adapter for each.
+    """
+    rank, tasks = 4, 100
     shape = preset("gpt-3")
     full = parameter_count(shape)
     square = (shape.hidden_size, shape.hidden_size)
-    adapter = lora_trainable_parameters(shape.num_hidden_layers, [square, square], 4)
+    adapter = lora_trainable_parameters(shape.num_hidden_layers, [square, square], rank)
     return {
+        "rank": rank,
+        "tasks": tasks,
         "full_params": full,
         "lora_params": adapter,
         "full_bytes": 2 * full,
         "lora_bytes": 2 * adapter,
         "ratio": full / adapter,
-        "hundred_full_bytes": 200 * full,
-        "hundred_lora_bytes": 2 * full + 200 * adapter,
+        "hundred_full_bytes": tasks * 2 * full,
+        "hundred_lora_bytes": 2 * full + tasks * 2 * adapter,
     }
 
 

@@ -524,12 +524,15 @@ class LoRA(TopicScene):
         """Compare a hundred models with one model and a hundred adapters."""
         counts = self.trace.gpt3_counts
         top = counts["hundred_full_bytes"]
-        title = Label("bytes for a hundred tasks of GPT-3, rank four on two matrices a layer", color=theme.MUTED)
+        title = Label(
+            f"bytes for {counts['tasks']:d} tasks of GPT-3, rank {counts['rank']:d} on two matrices a layer",
+            color=theme.MUTED,
+        )
         title.move_to([0, 2.4, 0]).align_to([-6.1, 0, 0], LEFT)
         rows = []
         for words, key, role, y in (
-            ("a hundred full models", "hundred_full_bytes", "FROZEN", 1.1),
-            ("one model and a hundred adapters", "hundred_lora_bytes", "WEIGHT", -0.6),
+            (f"{counts['tasks']:d} full models", "hundred_full_bytes", "FROZEN", 1.1),
+            (f"one model and {counts['tasks']:d} adapters", "hundred_lora_bytes", "WEIGHT", -0.6),
         ):
             bar = Bars(
                 counts[key].reshape(1), limit=top, length=10.0, step=0.7, role=role, number="count", number_size=0.3
@@ -538,7 +541,7 @@ class LoRA(TopicScene):
             rows.append((Label(words, bold=True).next_to(bar, UP, buff=0.15).align_to(bar, LEFT), bar))
         each = Label(f"{counts['lora_bytes']:count} bytes an adapter: {counts['ratio']:,.0f} times less than the model")
         each.move_to([0, -1.7, 0]).align_to([-6.1, 0, 0], LEFT)
-        self.say("A hundred tasks: one model and a hundred small adapters.")
+        self.say(f"{counts['tasks']:d} tasks: one model and {counts['tasks']:d} small adapters.")
         self.play(FadeIn(title), run_time=0.3)
         for label, bar in rows:
             self.add(bar)

@@ -391,6 +391,7 @@ def test_subspaces_are_those_of_two_seeds_and_of_the_change(made):
 
 def test_a_hundred_tasks_take_a_hundred_models_or_one_with_a_hundred_adapters():
     counts = lora.gpt3_counts()
+    assert (counts["rank"], counts["tasks"]) == (4, 100)
     assert counts["hundred_full_bytes"] == 100 * counts["full_bytes"]
     assert counts["hundred_lora_bytes"] == counts["full_bytes"] + 100 * counts["lora_bytes"]
 
