@@ -21,18 +21,21 @@ from scenes.kit.topic_scene import TopicScene, chapter, loop
 from scenes.speculative_decoding_stage import (
     DASH,
     DRAFT,
+    DRAFTS,
     FILLED,
     KEPT,
     REFILLED,
     REJECTED,
+    ROLES,
     STEP,
     TARGET,
+    Iteration,
     TwoShapes,
+    counted,
 )
 
 PLAIN_PASSES = 8  # of the first chapter
-ROLES = {"accepted": KEPT, "replaced": REFILLED, "bonus": TARGET}
-LINE = 13.1  # width of a line of words
+A_DRAFT = {"small": "a small model", "bigram": "a table of word pairs"}
 
 
 class SpeculativeDecoding(TopicScene):
@@ -67,8 +70,8 @@ class SpeculativeDecoding(TopicScene):
         time = Label("time →", color=theme.MUTED).next_to(passes, UP, buff=0.2).align_to(passes, RIGHT)
         one = Label("one pass", size=0.18, color=theme.ink_on(theme.VALUE, theme.current()), bold=True)
         one.move_to(passes.block_center(0)).set_z_index(1)
-        done = Readout(lambda n: _counted(n, "word"), line.words[0], face="words", size=0.36, bold=True)
-        taken = Readout(lambda n: _counted(n, "pass", "passes"), line.words[0], face="words", size=0.36, bold=True)
+        done = Readout(lambda n: counted(n, "word"), line.words[0], face="words", size=0.36, bold=True)
+        taken = Readout(lambda n: counted(n, "pass", "passes"), line.words[0], face="words", size=0.36, bold=True)
         taken.set_color(theme.VALUE)
         done.move_to([-1.5, -2.2, 0], aligned_edge=RIGHT)
         taken.move_to([-0.9, -2.2, 0], aligned_edge=LEFT)
@@ -104,96 +107,55 @@ class SpeculativeDecoding(TopicScene):
     def guess_and_check(self):
         """A small model guesses ahead; one big pass checks all guesses."""
         trace = self.trace
-        shown, gamma = int(trace.shown_iteration), int(trace.config.gamma)
-        first, kept = shown * (gamma + 1), int(trace.num_accepted[shown])
-        blocks, last = slice(first, first + gamma + 1), first + gamma
-        line = trace.timeline_speculative
-        passes = Gantt(
-            line.start[blocks], line.end[blocks], lanes=("small model", "large model"), lane=[0] * gamma + [1],
-            roles=[DRAFT] * gamma + [TARGET], width=10.9, height=0.7, now=line.start[first],
-        ).move_to([0, 0.95, 0]).align_to([6.55, 0, 0], RIGHT)  # fmt: skip
-        story = self.story(shown)
-        new = range(len(story.tokens) - int(trace.words_of_pass[shown]), len(story.tokens))
-        story.hide(new)
-        pitch = min(1.75, 10.7 / (gamma + 1))
-        drafts = trace.draft_words[shown * gamma : (shown + 1) * gamma]
-        guesses = TokenRow(drafts, tile=pitch, height=0.6, size=0.22, roles=DRAFT).hide()
-        under = float(passes.moment(line.start[last])[0]) + 0.2  # where the pass that reads them begins
-        left = min(under, 6.5 - (gamma + 1) * pitch)
-        guesses.move_to([0, -1.0, 0]).align_to([left, 0, 0], LEFT)
-        own_place = guesses.tile_center(kept) if kept < gamma else guesses.tile_center(gamma - 1) + pitch * RIGHT
-        time = Label("time →", color=theme.MUTED).next_to(passes, DOWN, buff=0.2).align_to(passes, RIGHT)
-
-        self.say("A small model guesses ahead, word by word. Its passes are short.")
-        self.play(FadeIn(passes, story, guesses, time), run_time=theme.QUICK)
-        for k in range(gamma):
-            self.play(passes.animate(rate_func=linear).run_to(line.end[first + k]), run_time=min(0.4, 1.6 / gamma))
-            word = guesses.tile(k).move_to(passes.block_center(k)).set_opacity(0)
-            self.play(
-                word.animate.move_to(guesses.tile_center(k)).set_opacity(1), run_time=min(0.6, 2.4 / gamma)
-            )  # fmt: skip
-            guesses.show(k)
+        one = Iteration(trace)
+        draft = A_DRAFT[str(trace.config.draft)]
+        self.say(f"First {draft} guesses ahead. Each guess takes {trace.config.c:.0%} of a large pass.")
+        self.play(FadeIn(*one.parts()), run_time=theme.QUICK)
+        for k in range(one.gamma):
+            self.play(one.run_to(k), run_time=min(0.4, 1.6 / one.gamma))
+            word = one.guesses.tile(k).move_to(one.passes.block_center(k)).set_opacity(0)
+            way = word.animate.move_to(one.guesses.tile_center(k)).set_opacity(1)
+            self.play(way, run_time=min(0.6, 2.4 / one.gamma))
+            one.guesses.show(k)
             self.remove(word)
         self.say("One pass of the large model reads all guesses at once.")
-        beam = Frame(guesses.width + 0.2, 0.9, color=theme.VALUE, line=theme.THICK)
-        beam.move_to(passes.block_center(gamma)).set_opacity(0)
-        self.play(
-            passes.animate(rate_func=linear).run_to(line.end[last]),
-            beam.animate.move_to(guesses).set_opacity(1),
-            run_time=1.8,
-        )
-        if kept < gamma:
-            self.say("It keeps guesses up to the first rejected one, and writes a word itself.")
-        else:
+        beam = Frame(one.guesses.width + 0.2, 0.9, color=theme.VALUE, line=theme.THICK)
+        beam.move_to(one.passes.block_center(one.gamma)).set_opacity(0)
+        self.play(one.run_to(one.gamma), beam.animate.move_to(one.guesses).set_opacity(1), run_time=1.8)
+        if one.all_kept:
             self.say("It keeps them all, and adds a word of its own.")
-        verdicts = [self.verdict(k < kept, guesses.tile_center(k)) for k in range(min(kept + 1, gamma))]
+        else:
+            self.say("It keeps guesses up to the first rejected one, and writes a word itself.")
+        verdicts = one.verdicts()
         for k, verdict in enumerate(verdicts):
-            colored = guesses.animate.paint(k, KEPT if k < kept else REJECTED)
-            self.play(FadeIn(verdict, shift=0.15 * UP), colored, run_time=min(0.45, 2.4 / gamma))
+            colored = one.guesses.animate.paint(k, KEPT if k < one.kept else REJECTED)
+            self.play(FadeIn(verdict, shift=0.15 * UP), colored, run_time=min(0.45, 2.4 / one.gamma))
         self.hold(0.4)
-        own = TokenRow(
-            trace.next_words[shown : shown + 1], tile=pitch, height=0.6, size=0.22,
-            roles=REFILLED if kept < gamma else TARGET,
-        ).move_to(passes.block_end(gamma) + 0.8 * LEFT).set_opacity(0)  # fmt: skip
-        if kept < gamma:
-            fallen = guesses.copy().hide(slice(0, kept))
+        if one.all_kept:
+            self.play(FadeOut(beam), run_time=theme.QUICK)
+        else:
+            fallen = one.guesses.copy().hide(slice(0, one.kept))
             self.add(fallen)
-            guesses.hide(slice(kept, None))
+            one.guesses.hide(slice(one.kept, None))
             self.play(fallen.animate.shift(0.9 * DOWN).set_opacity(0), FadeOut(beam, verdicts[-1]), run_time=theme.MOVE)
             self.remove(fallen)
-        self.play(own.animate.move_to(own_place).set_opacity(1), run_time=theme.MOVE)
+        own = one.own_word().move_to(one.passes.block_end(one.gamma) + 0.8 * LEFT).set_opacity(0)
+        self.play(own.animate.move_to(one.own_place()).set_opacity(1), run_time=theme.MOVE)
         self.hold(0.3)
         self.say("All of these words took a single pass of the large model.")
-        flights = [*(guesses.tile(k) for k in range(kept)), own][: len(new)]
-        gain = Label(f"{_counted(trace.words_of_pass[shown], 'word')} from one pass", size=0.34, bold=True)
-        gain.move_to([passes.get_center()[0], guesses.get_center()[1], 0])
-        guesses.hide()
+        flights = [*(one.guesses.tile(k) for k in range(one.kept)), own][: len(one.new)]
+        one.guesses.hide()
         self.add(*flights)
-        landing = [flight.animate.become(story.tile(k)) for flight, k in zip(flights, new, strict=True)]
+        landing = [flight.animate.become(one.story.tile(k)) for flight, k in zip(flights, one.new, strict=True)]
         self.play(
-            *(FadeOut(verdict) for verdict in verdicts[:kept]),
-            *([FadeOut(beam)] if kept == gamma else []),
-            LaggedStart(*landing, lag_ratio=0.8 / len(landing)),
+            *(FadeOut(verdict) for verdict in verdicts[: one.kept]),
+            LaggedStart(*landing, lag_ratio=0.4 / len(landing)),
             run_time=1.4,
         )
+        gain = Label(f"{counted(trace.words_of_pass[one.shown], 'word')} from one pass", size=0.34, bold=True)
+        gain.move_to([one.passes.get_center()[0], one.guesses.get_center()[1], 0])
         self.play(FadeIn(gain), run_time=theme.QUICK)
         self.hold(0.8)
-
-    def story(self, shown: int) -> TokenRow:
-        """Return the end of the text after an iteration, as much of it as fits in a line, its own words in color."""
-        trace = self.trace
-        count = int(trace.words_after_pass[shown])
-        before = count - int(trace.words_of_pass[shown])
-        roles = ["TEXT"] * (before + 1) + [ROLES[str(role)] for role in trace.words.role[before:count]]
-        tokens = [trace.prompt, *trace.words.word[:count]]
-        rows = (TokenRow(tokens[skipped:], roles=roles[skipped:]) for skipped in range(len(tokens)))
-        row = next(row for row in rows if row.width <= LINE)
-        return row.move_to([0, 2.4, 0]).align_to([-6.55, 0, 0], LEFT)
-
-    def verdict(self, is_kept: bool, place: np.ndarray) -> Label:
-        """Return the mark below a guess."""
-        sign, color = ("✓", theme.KEY) if is_kept else ("✗", theme.LOSS)
-        return Label(sign, size=0.3, color=color, bold=True).move_to(place + 0.9 * DOWN)
 
     # -- chapter 3 --------------------------------------------------------------------------------------------------
 
@@ -206,11 +168,11 @@ class SpeculativeDecoding(TopicScene):
         stage.target.hide()
         stage.shared.hide()
         draft, target = stage.names
-        self.say("The small model, the draft, rates every next word.")
+        self.say(f"The draft, {A_DRAFT[str(trace.config.draft)]}, gives each next word a chance.")
         self.play(FadeIn(stage.axis, self.prefix(stage)), run_time=theme.QUICK)
         self.add(stage.shared, stage.draft, stage.target)
         self.play(stage.draft.animate.show(), FadeIn(*draft), run_time=1.4)
-        self.say("The large model, the target, rates them its own way.")
+        self.say("The large model, the target, gives it another one.")
         self.play(stage.target.animate.show(), FadeIn(*target), run_time=1.4)
         self.say("The overlap of the two shapes is the chance of acceptance.")
         law = Formula("sum min({{ p : target }}, {{ q : draft }})", size=0.2, target=TARGET, draft=DRAFT)
@@ -359,23 +321,24 @@ class SpeculativeDecoding(TopicScene):
         ):  # fmt: skip
             lane.move_to([0, y, 0]).align_to([-4.7, 0, 0], LEFT)
             corner = lane.get_right() + 0.2 * RIGHT
-            words.append(Readout(lambda n: _counted(n, "word"), fields[0][0], face="words", size=0.22, bold=True))
+            words.append(Readout(lambda n: counted(n, "word"), fields[0][0], face="words", size=0.22, bold=True))
             passes.append(
                 Readout(
-                    lambda n: _counted(n, "pass", "passes"), fields[1][0], face="words", color=theme.MUTED, size=0.18
+                    lambda n: counted(n, "pass", "passes"), fields[1][0], face="words", color=theme.MUTED, size=0.18
                 )
             )
             words[-1].move_to(corner + 0.16 * UP, aligned_edge=LEFT)
             passes[-1].move_to(corner + 0.2 * DOWN, aligned_edge=LEFT)
         rows = self.text_rows(0.12)
         prompt = TokenRow((trace.prompt,), size=0.22, height=0.52).move_to([0, 0.8, 0]).align_to(rows[0], LEFT)
+        time = Label("time →", color=theme.MUTED).next_to(checked, DOWN, buff=0.2).align_to(checked, RIGHT)
         self.say("Now a whole text, in a race with one word per pass.")
-        self.play(FadeIn(alone, checked, prompt, *rows, *self.meanings()), run_time=theme.QUICK)
+        self.play(FadeIn(alone, checked, time, prompt, *rows, *self.meanings()), run_time=theme.QUICK)
         iterations = len(trace.passes)
         pace, reached, flights = min(1.1, 6.6 / iterations), 0, []
         for k in range(iterations):
             if k == (iterations + 1) // 2:
-                self.say("Each pass of the large model now writes several words.")
+                self.say("Each pass writes the guesses that it keeps, and one more word.")
             ends = guessed.end[(k + 1) * (gamma + 1) - 1]
             written = plain.words[reached : int(min(float(ends), float(plain.end[-1])) + 1e-4)]
             reached += len(written)
@@ -436,7 +399,7 @@ class SpeculativeDecoding(TopicScene):
     def landing(self, flights: list[tuple[int, TokenRow]], rows: list[TokenRow]) -> list[Any]:
         """Return the way of words from their pass to their place in the text."""
         moves = [tile.animate.become(rows[w // 8].tile(w % 8)) for w, tile in flights]
-        return [LaggedStart(*moves, lag_ratio=min(0.15, 0.6 / len(moves)))] if moves else []
+        return [LaggedStart(*moves, lag_ratio=min(0.1, 0.4 / len(moves)))] if moves else []
 
     def land(self, flights: list[tuple[int, TokenRow]], rows: list[TokenRow]) -> None:
         for w, tile in flights:
@@ -455,14 +418,13 @@ class SpeculativeDecoding(TopicScene):
             x_format="d", y_format="d", x_label="guesses for each pass", y_label="words from each pass",
         ).move_to([-1.65, 0.35, 0])  # fmt: skip
         perfect = chart.curve(law[:8], trace.perfect_tokens[:8], role="FROZEN", dash=DASH, drawn=0)
-        words = {"small": "small model", "bigram": "word pairs"}
         roles = {"small": DRAFT, "bigram": "GRADIENT"}
         lines, dots = [], []
         for name, role in roles.items():
             lines.append(chart.curve(gammas, trace.tokens_per_call_formula[name], role=role, drawn=0))
             dots.append(chart.curve(gammas, trace.tokens_per_call_measured[name], role=role, line=0, dots=0.1, drawn=0))
         names = [
-            Label(f"{words[name]}\nα = {trace.alpha[name]:.0%} kept", color=getattr(theme, role), bold=True)
+            Label(f"{DRAFTS[name]}\nα = {trace.alpha[name]:.0%} kept", color=getattr(theme, role), bold=True)
             for name, role in roles.items()
         ]
         upper, lower = (float(chart.point(number, len(gammas) - 1)[1]) for number in lines)
@@ -511,13 +473,14 @@ class SpeculativeDecoding(TopicScene):
         best = min(int(trace.optimal_gamma), last)
         looks: dict[str, Any] = {"x": (0, float(gammas[-1])), "x_format": "d", "y_format": lambda y: f"{y:.0f}×"}
         fastest = max(largest(trace.speedup), largest(trace.speedup_curves[1:]))
-        top, heavy = 2 * np.ceil(0.55 * fastest + 0.5), largest(trace.operations_curve)
+        top, heaviest = 2 * np.ceil(0.55 * fastest + 0.5), largest(trace.operations_curve)
+        step = int(np.ceil(heaviest / 4))  # at most four lines
         speed = Chart(
             8.4, 2.75, y=(0, top), y_ticks=range(0, int(top) + 1, 2), **looks,
             y_label="speed, if one pass checks all guesses in the time of one",
         ).move_to([-1.75, 1.1, 0])  # fmt: skip
         work = Chart(
-            8.4, 1.05, y=(0, 1.1 * heavy), y_ticks=range(0, int(heavy) + 1, -(-int(heavy) // 4)), **looks,
+            8.4, 1.05, y=(0, 1.1 * heaviest), y_ticks=range(0, 4 * step + 1, step), **looks,
             y_label="arithmetic for each word", x_ticks=(0, 4, 8, 12, 16, 20, 24), x_label="guesses for each pass",
         ).move_to([-1.75, -1.6, 0])  # fmt: skip
         speed.curve(gammas, trace.speedup, role=TARGET, drawn=0)
@@ -587,8 +550,3 @@ class SpeculativeDecoding(TopicScene):
                 ),
                 run_time=seconds,
             )
-
-
-def _counted(number: Any, one: str, more: str = "") -> str:
-    """Return a number of things in words."""
-    return f"{number:d} {one if number == 1 else more or one + 's'}"

@@ -1,23 +1,95 @@
-"""The picture that chapters and the loop of the speculative decoding video share: two shapes over the same words."""
+"""The stages of the speculative decoding video: one iteration, and two shapes over the same words."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from manim import DOWN, LEFT, AnimationGroup, FadeIn, FadeOut, LaggedStart
+from manim import DOWN, LEFT, RIGHT, AnimationGroup, FadeIn, FadeOut, LaggedStart, linear
 
 from scenes.kit import theme
 from scenes.kit.bars import Bars
 from scenes.kit.chart import Chart
+from scenes.kit.gantt import Gantt
 from scenes.kit.label import Label
 from scenes.kit.shapes import Stroke
 from scenes.kit.tensor_grid import largest
+from scenes.kit.token_row import TokenRow
 
 # What the colors mean in this video.
 DRAFT, TARGET, KEPT, REJECTED, REFILLED = "WEIGHT", "VALUE", "KEY", "LOSS", "SCORE"
+ROLES = {"accepted": KEPT, "replaced": REFILLED, "bonus": TARGET}
+DRAFTS = {"small": "small model", "bigram": "word pairs"}
 DASH = (0.11, 0.08)
+LINE = 13.1  # width of a line of words
 STEP, FILLED = 1.22, 0.78  # from word to word, and the share of it that a bar fills
 THINNEST = 0.006  # of a piece that can be seen
+
+
+class Iteration:
+    """One iteration: the text so far, a lane for each model, and the guesses under the pass that reads them."""
+
+    def __init__(self, trace: Any) -> None:
+        self.trace = trace
+        self.shown, self.gamma = int(trace.shown_iteration), int(trace.config.gamma)
+        self.kept = int(trace.num_accepted[self.shown])
+        self.all_kept = self.kept == self.gamma
+        self.first = self.shown * (self.gamma + 1)  # block of the timeline
+        line, blocks = trace.timeline_speculative, slice(self.first, self.first + self.gamma + 1)
+        self.passes = Gantt(
+            line.start[blocks], line.end[blocks], lanes=(DRAFTS[str(trace.config.draft)], "large model"),
+            lane=[0] * self.gamma + [1], roles=[DRAFT] * self.gamma + [TARGET], width=10.9, height=0.7,
+            now=line.start[self.first],
+        ).move_to([0, 0.95, 0]).align_to([6.55, 0, 0], RIGHT)  # fmt: skip
+        self.story = self._story()
+        self.new = range(len(self.story.tokens) - int(trace.words_of_pass[self.shown]), len(self.story.tokens))
+        self.story.hide(self.new)
+        self.pitch = min(1.75, 10.7 / (self.gamma + 1))
+        self.guesses = self._tiles(trace.draft_words[self.shown * self.gamma : (self.shown + 1) * self.gamma], DRAFT)
+        under = float(self.passes.moment(line.start[self.first + self.gamma])[0]) + 0.2
+        left = min(under, 6.5 - (self.gamma + 1) * self.pitch)  # leaves room for the large model's own word
+        self.guesses.move_to([0, -1.0, 0]).align_to([left, 0, 0], LEFT).hide()
+        self.time = Label("time →", color=theme.MUTED).next_to(self.passes, DOWN, buff=0.2)
+        self.time.align_to(self.passes, RIGHT)
+
+    def _tiles(self, words: Sequence[Any], role: str) -> TokenRow:
+        return TokenRow(words, tile=self.pitch, height=0.6, size=0.22, roles=role)
+
+    def _story(self) -> TokenRow:
+        """Return the end of the text after the iteration, as much as fits in a line, its own words in color."""
+        trace = self.trace
+        count = int(trace.words_after_pass[self.shown])
+        before = count - int(trace.words_of_pass[self.shown])
+        roles = ["TEXT"] * (before + 1) + [ROLES[str(role)] for role in trace.words.role[before:count]]
+        tokens = [trace.prompt, *trace.words.word[:count]]
+        rows = (TokenRow(tokens[skipped:], roles=roles[skipped:]) for skipped in range(len(tokens)))
+        row = next(row for row in rows if row.width <= LINE)
+        return row.move_to([0, 2.4, 0]).align_to([-LINE / 2, 0, 0], LEFT)
+
+    def parts(self) -> list[Any]:
+        """Return what stands there before anything is guessed."""
+        return [self.passes, self.story, self.guesses, self.time]
+
+    def run_to(self, k: int) -> Any:
+        """Return the way of time to the end of pass k; the last one is the large model's."""
+        return self.passes.animate(rate_func=linear).run_to(self.trace.timeline_speculative.end[self.first + k])
+
+    def verdicts(self) -> list[Label]:
+        """Return the marks below the guesses, up to the first that is rejected."""
+        labels = []
+        for k in range(min(self.kept + 1, self.gamma)):
+            sign, color = ("✓", theme.KEY) if k < self.kept else ("✗", theme.LOSS)
+            mark = Label(sign, size=0.3, color=color, bold=True)
+            labels.append(mark.move_to(self.guesses.tile_center(k) + 0.9 * DOWN))
+        return labels
+
+    def own_word(self) -> TokenRow:
+        """Return the word that the large model writes itself."""
+        role = TARGET if self.all_kept else REFILLED
+        return self._tiles(self.trace.next_words[self.shown : self.shown + 1], role)
+
+    def own_place(self) -> np.ndarray:
+        """Return where that word belongs: in place of the rejected guess, or after all guesses."""
+        return self.guesses.tile_center(0) + self.kept * self.pitch * RIGHT
 
 
 class TwoShapes:
@@ -60,7 +132,7 @@ class TwoShapes:
 
     def key(self, words: str, role: str, dash: Sequence[float] | None, place: int) -> tuple[Stroke, Label]:
         """Return the name of an outline beside a piece of it, above the pool: the first or the second."""
-        color, x, y = getattr(theme, role), float(self.pool[0]) - 2.35 + 2.0 * place, self.key_height
+        color, x, y = getattr(theme, role), float(self.pool[0]) - 2.55 + 2.15 * place, self.key_height
         sample = Stroke([x, y, 0], [x + 0.55, y, 0], color=color, dash=dash, line=theme.THICK)
         return sample, Label(words, color=color, bold=True).move_to([x + 0.75, y, 0], aligned_edge=LEFT)
 
@@ -120,3 +192,8 @@ class TwoShapes:
             )
             for k, piece in roomy.items()
         ]
+
+
+def counted(number: Any, one: str, more: str = "") -> str:
+    """Return a number of things in words."""
+    return f"{number:d} {one if number == 1 else more or one + 's'}"
