@@ -8,7 +8,7 @@ import numpy as np
 
 from scenes.kit import theme
 from scenes.kit.painter import Painter
-from scenes.kit.picture import Data, Picture
+from scenes.kit.picture import Data, Measure, Picture
 from scenes.kit.token_row import BOS, require_tokens
 from scenes.kit.traced import Traced, format_number, require_traced
 from scenes.kit.typography import Style, width
@@ -251,7 +251,15 @@ class Bars(Picture):
                 painter.text(name, across, y, self.name_style, color=ink)
 
     def data(self) -> tuple[Data, ...]:
-        return (Data(self.values, np.asarray(self.values.values, dtype=float), self.amounts),)
+        is_there = self.presence > 0
+        meant = np.where(is_there, np.asarray(self.values.values, dtype=float), 0.0)
+        return (Data(self.values, meant, np.where(is_there, self.amounts * self.presence, 0.0)),)
+
+    def measure(self) -> Measure:
+        is_right = self.direction == "right"
+        ground, axis = (self.local_width, 1) if is_right else (self.local_height, 2)
+        unit = (1 - float(self.zero)) * ground / float(self.limit) * float(np.linalg.norm(self._frame()[axis]))
+        return Measure(self.values.field, "a bar to the right" if is_right else "a bar", unit)
 
     def ledger(self) -> list[tuple[str, str]]:
         entries = [(str(name), name.origin) for name in self.names]

@@ -290,12 +290,32 @@ class Chart(Picture):
         return np.stack([self._x(np.asarray(x, dtype=float)), ys], axis=1)
 
     def data(self) -> tuple[Data, ...]:
-        heights = zip(self.curves, self.heights, strict=True)
-        return tuple(Data(curve.y, np.asarray(curve.y, dtype=float), height) for curve, height in heights)
+        # what lies beyond the ranges is drawn at their edge, or outside the chart
+        ranges = np.array([self.x_range, self.y_range])
+        seen: list[Data] = []
+        for number, curve in enumerate(self.curves):
+            if self.drawn[number] <= 0 or self.shown[number] <= 0:
+                continue
+            lines = [
+                (curve.x, curve.x, 0),
+                (curve.y, self.heights[number], 1),
+                (curve.low, curve.low, 1),
+                (curve.high, curve.high, 1),
+            ]
+            for values, drawn, axis in lines:
+                if values is not None:
+                    seen.append(
+                        Data(
+                            values,
+                            np.asarray(values, dtype=float),
+                            np.clip(np.asarray(drawn, dtype=float), *ranges[axis]),
+                        )
+                    )
+        return tuple(seen)
 
-    def instrument(self) -> tuple[str, ...]:
+    def instrument(self) -> tuple[tuple[str, float], ...]:
         ticks = ((self.x_ticks, self.x_format), (self.y_ticks, self.y_format))
-        return tuple(_tick_text(tick, form) for places, form in ticks for tick in places)
+        return tuple((_tick_text(tick, form), tick) for places, form in ticks for tick in places)
 
     def ledger(self) -> list[tuple[str, str]]:
         entries: list[tuple[str, str]] = [*self.label_parts]

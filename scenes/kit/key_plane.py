@@ -145,7 +145,8 @@ class KeyPlane(Picture):
         return f"{format_number(self.angles[k].values.item(), '.0f')}°"
 
     def data(self) -> tuple[Data, ...]:
-        return (Data(self.values, np.asarray(self.values, dtype=float), self.places),)
+        drawn = self.places * [self.proportion(), 1.0]  # a stretched plane has other angles
+        return (Data(self.values, np.asarray(self.values, dtype=float), drawn),)
 
     def ledger(self) -> list[tuple[str, str]]:
         entries = [("query", self.query.origin)]

@@ -128,8 +128,8 @@ class NumberLine(Picture):
             for value, place in zip(self.values, self.places, strict=True)
         )
 
-    def instrument(self) -> tuple[str, ...]:
-        return tuple(self._tick_text(tick) for tick in self.ticks)
+    def instrument(self) -> tuple[tuple[str, float], ...]:
+        return tuple((self._tick_text(tick), tick) for tick in self.ticks)
 
     def _tick_text(self, tick: float) -> str:
         return format_number(int(tick) if self.tick_format == "d" else tick, self.tick_format)

@@ -26,6 +26,14 @@ class Data(NamedTuple):
     drawn: np.ndarray
 
 
+class Measure(NamedTuple):
+    """How amounts of a field are drawn: pictures of one field that stand together must agree on it."""
+
+    field: str
+    kind: str  # what is long, or which color map is used
+    unit: float  # frame units of an amount of 1, or the amount that has the full color
+
+
 class Picture(Mobject):
     """A drawn object. Subclasses draw themselves in `draw` and list what they show in `ledger`."""
 
@@ -52,8 +60,12 @@ class Picture(Mobject):
         """Return the data behind what is drawn now, for the check that the drawing is that data."""
         return ()
 
-    def instrument(self) -> tuple[str, ...]:
-        """Return the written numbers that are no data: the ticks of an axis."""
+    def measure(self) -> Measure | None:
+        """Return how the amounts of the picture's field are drawn, if others may be compared with them."""
+        return None
+
+    def instrument(self) -> tuple[tuple[str, float], ...]:
+        """Return the written numbers that are no data: the ticks of an axis, as written and where they stand."""
         return ()
 
     # -- where things are -------------------------------------------------------------------------------------------
@@ -69,6 +81,11 @@ class Picture(Mobject):
         right = (upper_right - upper_left) / (self.local_width or 1)
         up = (upper_left - lower_left) / (self.local_height or 1)
         return middle, right, up
+
+    def proportion(self) -> float:
+        """Return how much wider than high something square in the picture is on screen: 1 if it was not stretched."""
+        _, right, up = self._frame()
+        return float(np.linalg.norm(right) / (np.linalg.norm(up) or 1))
 
     def resize_local(self, width: float, height: float, *, keep: np.ndarray | tuple[float, float]) -> Self:
         """Change the local size; the corner or side `keep` (such as UL) stays where it is, the scale does too."""

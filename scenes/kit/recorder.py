@@ -22,7 +22,7 @@ from internals_math.trace import TopicTrace
 from scenes.kit import theme
 from scenes.kit.ledger import Entries, Ledger, State
 from scenes.kit.painter import Painter, Point
-from scenes.kit.picture import Data, Picture
+from scenes.kit.picture import Data, Measure, Picture
 from scenes.kit.topic_scene import Caption, TopicScene
 from scenes.kit.traced import Traced
 from scenes.kit.typography import Style, shape
@@ -56,7 +56,8 @@ class Drawn:
     marks: tuple[Mark, ...]
     ledger: Entries
     data: tuple[Data, ...] = ()
-    instrument: tuple[str, ...] = ()
+    instrument: tuple[tuple[str, float], ...] = ()  # ticks, as written and where they stand
+    measure: Measure | None = None
     values: tuple[Traced, ...] = ()  # all that the picture holds
 
     @property
@@ -194,7 +195,8 @@ class Recorder(CairoRenderer):
         if known is None or not known[0].holds():
             marks = RecordingPainter.marks_of(picture)
             values = tuple(_traced_in(vars(picture).values()))
-            drawn = Drawn(picture, marks, ledger.of(picture), picture.data(), picture.instrument(), values)
+            known_by = picture.data(), picture.instrument(), picture.measure()
+            drawn = Drawn(picture, marks, ledger.of(picture), *known_by, values)
             known = State(picture), drawn
             self._known[id(picture)] = known
         return known[1]

@@ -10,9 +10,28 @@ from scenes.kit import theme
 from scenes.kit.painter import Painter
 from scenes.kit.picture import Picture
 
+CORNERS = 8  # of an open line; more of them would be a curve, and a curve is data
+
+
+def _role(color: str | None, default: str) -> np.ndarray:
+    """Return the channels of a color of the theme: any other one could stand for an amount."""
+    known = {shade.upper() for palette in theme.THEMES.values() for shade in palette.values()}
+    if color is not None and color.upper() not in known:
+        raise ValueError(f"a shape without data has a color of the theme, such as theme.MUTED, got {color!r}")
+    return np.array(theme.rgb(color or default))
+
+
+def _thin(line: float) -> float:
+    if line > theme.THICK:
+        raise ValueError(f"a line is at most {theme.THICK} (theme.THICK) wide, got {line}; a bar shows a traced value")
+    return line
+
 
 class Frame(Picture):
-    """A rounded outline; `Frame.around(grid)` marks what is in focus and can be animated to another place."""
+    """A rounded outline; `Frame.around(grid)` marks what is in focus and can be animated to another place.
+
+    It holds no data, so its `fill` is a ground (`theme.SURFACE` or `theme.BACKGROUND`).
+    """
 
     animated = ("opacity", "tint")
 
@@ -26,8 +45,13 @@ class Frame(Picture):
         fill: str | None = None,
     ) -> None:
         super().__init__(width, height)
-        self.line, self.fill = line, fill
-        self.tint = np.array(theme.rgb(color or theme.TEXT))
+        grounds = {palette[name] for palette in theme.THEMES.values() for name in ("SURFACE", "BACKGROUND")}
+        if fill is not None and fill not in grounds:
+            raise ValueError(
+                f"a frame is filled with theme.SURFACE or theme.BACKGROUND, got {fill!r}; a cell shows a value"
+            )
+        self.line, self.fill = _thin(line), fill
+        self.tint = _role(color, theme.TEXT)
 
     @classmethod
     def around(
@@ -37,7 +61,7 @@ class Frame(Picture):
         return cls(thing.width + 2 * pad, thing.height + 2 * pad, color=color, line=line).move_to(thing)
 
     def set_color(self, color: Any = None, family: bool = True) -> Self:
-        self.tint = np.array(theme.rgb(str(color)))
+        self.tint = _role(str(color), theme.TEXT)
         return self
 
     def draw(self, painter: Painter) -> None:
@@ -60,13 +84,17 @@ class Stroke(Picture):
         dash: Sequence[float] | None = None,
     ) -> None:
         path = np.array([np.asarray(p, dtype=float)[:2] for p in points])
+        if len(path) > CORNERS and not np.allclose(path[0], path[-1]):
+            raise ValueError(
+                f"a line has at most {CORNERS} points or closes, got {len(path)}; a Chart shows traced curves"
+            )
         low, high = path.min(axis=0), path.max(axis=0)
         size = np.maximum(high - low, 1e-3)
         super().__init__(*size)
         self.path = path - (low + high) / 2
-        self.line, self.head, self.dash = line, head, dash
+        self.line, self.head, self.dash = _thin(line), head, dash
         self.drawn = np.array(1.0)
-        self.tint = np.array(theme.rgb(color or theme.LINES))
+        self.tint = _role(color, theme.LINES)
         self.shift(np.array([*((low + high) / 2), 0.0]))
 
     def draw_to(self, share: float) -> Self:

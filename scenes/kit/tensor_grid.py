@@ -7,7 +7,7 @@ import numpy as np
 
 from scenes.kit import theme
 from scenes.kit.painter import Painter
-from scenes.kit.picture import Data, Picture
+from scenes.kit.picture import Data, Measure, Picture
 from scenes.kit.traced import Traced, format_number, require_traced
 from scenes.kit.typography import Style
 
@@ -58,6 +58,12 @@ class TensorGrid(Picture):
         self.frame_opacity = np.array(1.0)
 
     def _take(self, matrix: Traced) -> None:
+        values = np.asarray(matrix.values, dtype=float)
+        if self.map != "signed" and np.nanmin(values, initial=0.0) < -1e-6 * (self.limit or 1.0):
+            raise ValueError(
+                f"the map {self.map!r} has no color for negative values, of which {matrix.origin} has some "
+                f"(down to {np.nanmin(values):.3g}); use map='signed'"
+            )
         self.values = matrix
         self.shade = np.asarray(matrix.values, dtype=float) / (self.limit or 1.0)
         self.texts = None
@@ -251,6 +257,9 @@ class TensorGrid(Picture):
     def data(self) -> tuple[Data, ...]:
         values = np.asarray(self.values.values, dtype=float)
         return (Data(self.values, values, self.shade * (self.limit or 1.0)),)
+
+    def measure(self) -> Measure:
+        return Measure(self.values.field, f"a cell of the map {self.map}", self.limit)
 
     def ledger(self) -> list[tuple[str, str]]:
         shown = [(i, j) for i, j in zip(*np.nonzero(self.presence > 0), strict=True)]

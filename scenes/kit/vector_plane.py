@@ -243,6 +243,7 @@ class VectorPlane(Picture):
 
     def data(self) -> tuple[Data, ...]:
         tips = np.stack([self.lengths * np.cos(self.angles), self.lengths * np.sin(self.angles)], axis=-1)
+        tips = tips * [self.proportion(), 1.0]  # a stretched plane has other angles
         return (Data(self.values, _pairs(self.values), tips),)
 
     def ledger(self) -> list[tuple[str, str]]:

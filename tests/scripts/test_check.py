@@ -14,6 +14,7 @@ from scenes.kit.bars import Bars
 from scenes.kit.chart import Chart
 from scenes.kit.formula import Formula
 from scenes.kit.label import Label, Readout
+from scenes.kit.number_line import NumberLine
 from scenes.kit.picture import Picture
 from scenes.kit.recorder import record
 from scenes.kit.tensor_grid import TensorGrid
@@ -131,7 +132,7 @@ def chart(*, x=None, spread=None, level=None):
 
     def make(scene):
         row = scene.trace.numbers[0]
-        axes = Chart(4, 3, x=(-4, 4), y=(-4, 4))
+        axes = Chart(4, 3, x=(-6, 6), y=(-6, 6))
         axes.curve(row if x is None else x, row, role="KEY", spread=None if spread is None else (spread, row))
         return axes if level is None else axes.level(level)
 
@@ -290,6 +291,72 @@ def test_what_is_changed_in_place_is_seen(change):
         scene.hold(0.5)
 
     assert {rule for rule, _ in rules(play_it)} & {"value", "origin"}
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda s: Chart(4, 3, x=(0, 1), y=(0, 1), y_ticks=[0.5], y_format=lambda v: f"{2 * v:g}"), "0.5 says '1'"),
+        (lambda s: Chart(4, 3, x=(0, 1), y=(0, 1), x_ticks=[0.5], x_format=lambda v: "99% on"), "0.5 says '99% on'"),
+        (lambda s: NumberLine(s.trace.numbers[0], span=(-3, 3), ticks=[1.5], tick_format="d"), "1.5 says '1'"),
+    ],
+)  # fmt: skip
+def test_a_tick_that_names_another_place_is_found(make, message):
+    assert rules(showing(make)) == [("value", f"the tick at {message}")]
+
+
+def test_ticks_in_words_units_and_powers_pass():
+    def make(scene):
+        words = {0.0: "none", 512.0: "512 B", 2048.0: "2 KiB"}
+        sizes = {"y_ticks": tuple(words), "y_format": words.get, "x_ticks": [1 / 3, 1.0], "x_format": ".2f"}
+        return Chart(4, 3, x=(0, 1), y=(0, 4096), **sizes)
+
+    assert rules(showing(make)) == []
+
+
+@pytest.mark.parametrize("ranges", [{"y": (0, 1), "x": (-3, 3)}, {"y": (-4, 4), "x": (-1, 1)}])
+def test_a_curve_that_leaves_its_axes_is_found(ranges):
+    def make(scene):
+        axes = Chart(3, 2, **ranges)
+        axes.curve(scene.trace.numbers[0], scene.trace.numbers[0], role="KEY")
+        return axes
+
+    assert {rule for rule, _ in rules(showing(make))} == {"value"}
+
+
+def test_a_bar_that_stops_halfway_is_found():
+    def play_it(scene):
+        bars = Bars(scene.trace.numbers[0], signed=True, number=None).hide()
+        scene.add(bars)
+        scene.play(bars.animate(rate_func=lambda t: t / 2).show(), run_time=0.5)
+        scene.hold(0.5)
+
+    assert rules(play_it) == [("value", "the drawing is off the values of numbers[0, :] by up to 1")]
+
+
+def test_a_plane_that_is_stretched_is_found():
+    def stretched(scene):
+        return VectorPlane(scene.trace.numbers[:, :2], ["KEY", "QUERY"]).stretch(1.5, 0)
+
+    assert {rule for rule, _ in rules(showing(stretched))} == {"value"}
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda row, **looks: Bars(row, number=None, **looks),
+        lambda row, **looks: TensorGrid(row, number=None, map="KEY", **looks),
+    ],
+)
+def test_pictures_of_one_field_that_stand_together_need_one_measure(make):
+    def pair(**looks):
+        first, last = (lambda s, k=k: make(s.trace.numbers[0, k : k + 1], **looks).move_to([k, k, 0]) for k in (0, 2))
+        return rules(showing(first, last))
+
+    ((rule, message),) = pair()
+    assert rule == "value"
+    assert message.endswith("give both one limit")
+    assert pair(limit=3.0) == []
 
 
 def test_a_finding_names_file_line_chapter_time_and_object():

@@ -16,10 +16,11 @@ from scenes.kit.recorder import TEXT, Drawn, Recording
 from scenes.kit.traced import Traced
 from scenes.kit.typed_numbers import typed
 from scripts.pipeline.checks import Finding, finding
-from scripts.pipeline.checks.stillness import still_things
+from scripts.pipeline.checks.stillness import resting_ids, still_things
 
 RULE = "origin"
 VALUE = "value"
+TICK = 0.02  # share of its place by which a tick may be rounded
 # What the ledger writes for something that is drawn but not written: "curve", "12 colors".
 _PICTORIAL = re.compile(r"[a-z][a-z ]*|[0-9]+ (colors|dots|slots)")
 _SUPERSCRIPTS = str.maketrans("⁻⁰¹²³⁴⁵⁶⁷⁸⁹−", "-0123456789-")
@@ -50,10 +51,12 @@ def check_origins(recording: Recording) -> Iterator[Finding]:
                 continue
             seen.add(id(thing))
             untraced = ((RULE, message) for message in _untraced(thing, type(recording.scene).notation))
-            for rule, message in (*untraced, *((VALUE, message) for message in fields.forged(thing.values))):
+            untrue = ((VALUE, message) for message in (*fields.forged(thing.values), *_wrong_ticks(thing)))
+            for rule, message in (*untraced, *untrue):
                 if (id(thing.picture), message) not in known:
                     known.add((id(thing.picture), message))
                     yield finding(recording, look.start, thing.name, rule, message)
+    yield from _other_measures(recording)
     for look, thing in still_things(recording):
         for data in thing.data:
             message = fields.wrong_drawing(data)
@@ -73,7 +76,8 @@ def _untraced(thing: Drawn, notation: Sequence[str]) -> Iterator[str]:
     if isinstance(picture, FormulaPart):
         return  # its source was read when it was made
     written = {shown for shown, _ in thing.ledger if not _PICTORIAL.fullmatch(shown)}
-    allowed = sorted({*written, *thing.instrument, *notation}, key=len, reverse=True)
+    ticks = {text for text, _ in thing.instrument}
+    allowed = sorted({*written, *ticks, *notation}, key=len, reverse=True)
     for mark in thing.marks:
         if mark.kind != TEXT or mark.text in written:
             continue
@@ -85,7 +89,29 @@ def _untraced(thing: Drawn, notation: Sequence[str]) -> Iterator[str]:
             yield f"{number!r} in {mark.text!r} has no origin"
 
 
-_TOLD_BY_THE_KIT = ("draw", "render_to", "ledger", "data", "instrument")
+def _wrong_ticks(thing: Drawn) -> Iterator[str]:
+    for text, place in thing.instrument:
+        if typed(text) and not shows(text, place, share=TICK):
+            yield f"the tick at {place:g} says {text!r}"
+
+
+def _other_measures(recording: Recording) -> Iterator[Finding]:
+    """Yield pictures that stand together and draw equal amounts of one field with unequal lengths or colors."""
+    resting, told = resting_ids(recording), set[str]()
+    for look in recording.looks:
+        seen: dict[tuple[str, str], tuple[float, str]] = {}
+        for thing in look.things:
+            if thing.measure is None or id(thing) not in resting:
+                continue
+            field, kind, unit = thing.measure
+            first, other = seen.setdefault((field, kind), (unit, thing.name))
+            if not np.isclose(unit, first, rtol=1e-3) and field not in told:
+                told.add(field)
+                message = f"{kind} has the unit {unit:.3g}, beside {first:.3g} in {other}: give both one limit"
+                yield finding(recording, look.start, thing.name, VALUE, message)
+
+
+_TOLD_BY_THE_KIT = ("draw", "render_to", "ledger", "data", "measure", "instrument")
 
 
 def _is_of_the_kit(method: Any) -> bool:
@@ -157,8 +183,8 @@ class Fields:
         return None
 
 
-def shows(shown: str, value: float | bool) -> bool:
-    """Return whether a written number is `value`, rounded to the digits that are written."""
+def shows(shown: str, value: float | bool, *, share: float = np.inf) -> bool:
+    """Return whether a written number is `value`, rounded to the digits that are written, by no more than a share."""
     if isinstance(value, bool):
         return shown == ("yes" if value else "no")
     match = _NUMBER.fullmatch(shown.strip().translate(_SUPERSCRIPTS))
@@ -168,7 +194,8 @@ def shows(shown: str, value: float | bool) -> bool:
     power = int(match["e"] or match["ten"] or 0)
     unit = 10.0**power * _SCALES[match["unit"] or ""]
     decimals = len(mantissa.partition(".")[2])
-    return abs(float(mantissa) * unit - value) <= (0.5 * 10.0**-decimals + 1e-9) * unit + 1e-9 * abs(value)
+    rounding = min((0.5 * 10.0**-decimals + 1e-9) * unit, share * abs(value))
+    return abs(float(mantissa) * unit - value) <= rounding + 1e-9 * abs(value)
 
 
 def _step(value: Any, name: str) -> Any:

@@ -63,6 +63,12 @@ def test_a_grid_refuses_bare_arrays_and_other_shapes():
         TensorGrid(VALUES).set_values(VALUES[0])
 
 
+def test_a_map_without_colors_for_negative_values_refuses_them():
+    with pytest.raises(ValueError, match=r"the map 'KEY' has no color for negative values, .* \(down to -2\)"):
+        TensorGrid(Traced("x", np.array([[1.0, -2.0]])), map="KEY")
+    assert TensorGrid(Traced("x", np.array([[1.0, -1e-9]])), map="KEY").columns == 2
+
+
 def test_the_ledger_lists_every_number_with_its_cell():
     assert TensorGrid(VALUES).ledger() == [
         ("+1.0", "keys[0, 0]"),
