@@ -179,7 +179,7 @@ class SpeculativeDecoding(TopicScene):
         kept = self.share(stage, trace.beta, "kept", KEPT, 0)
         law.next_to(kept[0], LEFT, buff=0.25)
         self.play(stage.shared.animate.show(), run_time=1.8)
-        self.play(FadeIn(*kept, law), run_time=theme.QUICK)
+        self.play(FadeIn(*kept, *stage.kept(), law), run_time=theme.QUICK)
         self.say("Red: the draft says these too often. Empty: not often enough.")
         for piece in stage.excess.values():
             piece.set_opacity(0)
@@ -199,7 +199,7 @@ class SpeculativeDecoding(TopicScene):
     def prefix(self, stage: TwoShapes) -> TokenRow:
         """Return the end of the text before the two shapes."""
         row = TokenRow(self.trace.shown_prefix[-7:], size=0.18, height=0.42)
-        return row.move_to([0, 2.75, 0]).align_to(stage.axis, LEFT)
+        return row.move_to([0, stage.key_height + 0.46, 0]).align_to(stage.axis, LEFT)
 
     def missing(self, stage: TwoShapes) -> list[Label]:
         """Return words inside the gaps that have room for them."""
@@ -289,8 +289,8 @@ class SpeculativeDecoding(TopicScene):
     @loop
     def cut_and_pour(self):
         """The excess of the draft becomes what the target still misses."""
-        stage = TwoShapes(self.trace, foot=-2.7, height=5.2)
-        self.add(*stage.shapes(), *stage.keys())
+        stage = TwoShapes(self.trace, foot=-2.8, height=5.2)
+        self.add(*stage.shapes(), *stage.keys(), *stage.kept(), self.prefix(stage))
         self.hold(0.7)
         pieces = self.move_over(stage, pace=0.75)
         self.hold(1.0)

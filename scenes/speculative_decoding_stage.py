@@ -157,6 +157,15 @@ class TwoShapes:
         """Return fills and outlines, back to front."""
         return [self.axis, self.shared, *self.excess.values(), self.draft, self.target]
 
+    def kept(self) -> list[Label]:
+        """Return a word inside the largest bar of what both shapes share, if there is room for it."""
+        most = int(np.argmax(self.shared.amounts))
+        if not self.shared.amounts[most] > 0:
+            return []
+        bar = self.shared.bar(most)
+        ink = theme.ink_on(theme.KEY, theme.current())
+        return [Label("kept", size=theme.SMALL, color=ink, bold=True).move_to(bar)] if bar.height > 0.4 else []
+
     def draft_parts(self) -> list[Any]:
         """Return the outline of the draft and its name."""
         return [self.draft, *self.names[0]]
