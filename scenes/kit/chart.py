@@ -290,27 +290,13 @@ class Chart(Picture):
         return np.stack([self._x(np.asarray(x, dtype=float)), ys], axis=1)
 
     def data(self) -> tuple[Data, ...]:
-        # what lies beyond the ranges is drawn at their edge, or outside the chart
-        ranges = np.array([self.x_range, self.y_range])
+        # what lies beyond a range is drawn at its edge, or outside the chart
         seen: list[Data] = []
         for number, curve in enumerate(self.curves):
-            if self.drawn[number] <= 0 or self.shown[number] <= 0:
-                continue
-            lines = [
-                (curve.x, curve.x, 0),
-                (curve.y, self.heights[number], 1),
-                (curve.low, curve.low, 1),
-                (curve.high, curve.high, 1),
-            ]
-            for values, drawn, axis in lines:
-                if values is not None:
-                    seen.append(
-                        Data(
-                            values,
-                            np.asarray(values, dtype=float),
-                            np.clip(np.asarray(drawn, dtype=float), *ranges[axis]),
-                        )
-                    )
+            if self.drawn[number] > 0 and self.shown[number] > 0:
+                seen += [_within(curve.x, curve.x, self.x_range), _within(curve.y, self.heights[number], self.y_range)]
+                edges = (edge for edge in (curve.low, curve.high) if edge is not None)
+                seen += [_within(edge, edge, self.y_range) for edge in edges]
         return tuple(seen)
 
     def instrument(self) -> tuple[tuple[str, float], ...]:
@@ -335,6 +321,10 @@ def round_ticks(low: float, high: float, most: int = 5) -> list[float]:
         power * k for k in (1, 2, 5, 10, 20) if math.floor(high / power / k) - math.ceil(low / power / k) < most
     )
     return [step * k for k in range(math.ceil(low / step), math.floor(high / step) + 1)]
+
+
+def _within(values: Traced, drawn: Any, span: np.ndarray) -> Data:
+    return Data(values, np.asarray(values, dtype=float), np.clip(np.asarray(drawn, dtype=float), *span))
 
 
 def _share(value: Any, span: np.ndarray, log: bool) -> Any:

@@ -307,9 +307,9 @@ def test_a_tick_that_names_another_place_is_found(make, message):
 
 def test_ticks_in_words_units_and_powers_pass():
     def make(scene):
-        words = {0.0: "none", 512.0: "512 B", 2048.0: "2 KiB"}
+        words = {0.0: "none", 2.0: "2×", 128.0: "2⁷", 512.0: "512 B", 2048.0: "2 KiB", 4000.0: "4 K words"}
         sizes = {"y_ticks": tuple(words), "y_format": words.get, "x_ticks": [1 / 3, 1.0], "x_format": ".2f"}
-        return Chart(4, 3, x=(0, 1), y=(0, 4096), **sizes)
+        return Chart(4, 3, x=(0, 1), y=(1, 4096), log_y=True, **sizes)
 
     assert rules(showing(make)) == []
 

@@ -91,7 +91,13 @@ def _untraced(thing: Drawn, notation: Sequence[str]) -> Iterator[str]:
 
 def _wrong_ticks(thing: Drawn) -> Iterator[str]:
     for text, place in thing.instrument:
-        if typed(text) and not shows(text, place, share=TICK):
+        power = re.fullmatch("([0-9]+)([⁻⁰¹²³⁴⁵⁶⁷⁸⁹]+)", text)
+        if power:
+            is_true = np.isclose(float(power[1]) ** int(power[2].translate(_SUPERSCRIPTS)), place)
+        else:
+            numbers = [match[0] for match in _NUMBER.finditer(text.translate(_SUPERSCRIPTS))]
+            is_true = len(numbers) == 1 and shows(numbers[0], place, share=TICK)
+        if typed(text) and not is_true:
             yield f"the tick at {place:g} says {text!r}"
 
 
