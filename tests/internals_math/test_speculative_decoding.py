@@ -660,7 +660,13 @@ def test_other_settings_can_be_shown_too(settings):
     run, position = experiment.shown_run(config), experiment.shown_position(config)
     assert len(run["words"].word) == 24
     assert position["p_value"] > 0.001
-    assert position["max_abs_diff_output"] < 1e-12
+    differences = (position["output_top"] - position["p_top"])[:-1].abs()
+    assert float(differences.max()) <= position["max_abs_diff_output"] < 1e-12
+    kept = position["dart_accepted"]
+    first = [int(kept.nonzero()[0])] if kept.any() else []
+    assert position["dart_shown"].tolist()[: len(first)] == first
+    assert not kept[position["dart_shown"][-1]]
+    assert torch.equal(kept, position["dart_height"] < position["p_top"][position["dart_bar"]])
 
 
 def test_a_trace_survives_the_store(default, tmp_path):
