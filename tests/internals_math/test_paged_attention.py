@@ -466,6 +466,24 @@ def test_the_one_who_came_last_gives_way():
     assert served.finish_tick[0] < served.finish_tick[1] < served.finish_tick[2]
 
 
+def test_a_block_is_taken_just_before_its_first_token_and_given_back_at_the_end():
+    served = simulate_serving([Request(3, 2)], num_slots=8, block_size=2, max_model_len=5, record=True)
+    told = [(event.tick, event.kind, event.logical, event.physical, event.offset) for event in served.events]
+    nowhere = (-1, -1, -1)
+    assert told == [
+        (0, "admit", *nowhere),
+        (0, "allocate", 0, 0, -1),
+        (0, "append", 0, 0, 0),
+        (0, "append", 0, 0, 1),
+        (0, "allocate", 1, 1, -1),
+        (0, "append", 1, 1, 0),
+        (1, "append", 1, 1, 1),
+        (2, "allocate", 2, 2, -1),
+        (2, "append", 2, 2, 0),
+        *((2, "free", block, block, -1) for block in range(3)),
+    ]
+
+
 def test_on_a_crowded_server_blocks_hold_more_tokens_than_any_contiguous_policy():
     rng = random.Random(1)
     requests = [Request(rng.randint(1, 40), rng.randint(1, 80)) for _ in range(80)]

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 from itertools import combinations
 
 import pytest
@@ -474,9 +475,70 @@ def test_recovery_keeps_two_of_four_and_the_removed_at_zero():
             assert (weight[kept] != weights[name][kept]).float().mean() > 0.9
 
 
-@pytest.fixture(scope="module")
-def default():
-    return trace_store.get(structured_pruning)
+def test_the_masked_and_the_cut_model_say_the_same():
+    heads, channels = [[0, 2], [1], [0, 1, 3]], [[0, 95], list(range(40)), [7]]
+    assert experiment.masked_difference(heads, channels) < 1e-4
+
+
+def test_a_share_of_the_channels_is_rounded_and_never_none():
+    assert [experiment.channel_count(BASE, share) for share in (1.0, 0.5, 0.1, 0.001)] == [96, 48, 10, 1]
+
+
+def test_the_pair_that_costs_most_beyond_its_parts_is_found(monkeypatch):
+    own = torch.arange(12.0).view(3, 4)
+
+    def made_up(model, documents, head_mask=None):
+        """A loss that rises by each head's own cost, and more where two stand in for each other."""
+        gone = torch.zeros(3, 4) if head_mask is None else 1 - head_mask
+        together = 5 * gone[0, 3] * gone[2, 1] + 4 * gone[1, 0] * gone[1, 1]
+        return 2.0 + float((own * gone).sum() + together)
+
+    monkeypatch.setattr(experiment, "loss_of", made_up)
+    names, deltas = experiment.most_redundant_pair(own)
+    assert names == ("layer 0 head 3", "layer 2 head 1")
+    assert deltas.tolist() == [3, 9, 3 + 9 + 5]
+
+
+def made_up_scores():
+    heads = {name: randn(3, 4, seed=seed) for seed, name in enumerate(experiment.HEAD_SCORES)}
+    return experiment.Scores(heads, {method: randn(3, 96, seed=9) for method in METHODS})
+
+
+def test_the_frontier_goes_from_the_largest_model_to_the_smallest_in_each_way():
+    turned = {"dropped_layers": torch.tensor([0]), "cheapest_layers": torch.tensor([2])}
+    cuts = experiment.cuts(Config(ffn_keep=0.6), made_up_scores(), turned)
+    assert [cut.name for cut in cuts] == [
+        "3 heads", "2 heads", "1 head", "2 heads by ablation",
+        "75% of channels", "60% of channels", "50% of channels", "25% of channels", "10% of channels",
+        "1 layer less", "1 layer less by loss", "2 of 4 weights", "heads and channels",
+    ]  # fmt: skip
+    for cut, gone in zip(cuts[9:11], ([0], [2]), strict=True):
+        for ours, expected in zip(cut.make().parameters(), drop_layers(BASE, gone).parameters(), strict=True):
+            assert torch.equal(ours, expected)
+
+
+def test_two_of_four_halves_what_is_stored_and_spares_a_flop_a_weight(monkeypatch):
+    monkeypatch.setattr(
+        experiment, "cuts", lambda *_: [experiment.Cut("n:m", "2:4", lambda: tiny_lm.copy_of(BASE), True)]
+    )
+    found = experiment.frontier(Config(recover_steps=0), made_up_scores(), {})
+    assert found["frontier"].params.tolist() == [43_744 - 39_936 // 2]
+    # 2 FLOPs a weight, of which half are gone
+    assert found["frontier"].flops.tolist() == [found["flops_dense_model"] - 39_936]
+    pruned = {name: weight * nm_mask(weight) for name, weight in tiny_lm.block_matrices(BASE).items()}
+    model = tiny_lm.copy_of(BASE, BASE.state_dict() | pruned)
+    expected = tiny_lm.evaluate(model, tiny_lm.held_out(experiment.HELD_OUT))
+    assert found["frontier"].loss_before.tolist() == found["frontier"].loss_after.tolist() == pytest.approx([expected])
+
+
+@pytest.fixture(scope="module", params=["kept", "anew"])
+def default(request):
+    """The trace that comes with the project, and one whose quick parts are computed here and now."""
+    kept = trace_store.get(structured_pruning)
+    if request.param == "kept":
+        return kept
+    parts = (experiment.zeros_that_cost, experiment.heads_add_up, experiment.two_of_four)
+    return replace(kept, **{name: value for part in parts for name, value in part().items()})
 
 
 def test_both_crops_are_half_empty_but_only_one_is_smaller(default):
