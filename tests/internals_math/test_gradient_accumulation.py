@@ -495,6 +495,81 @@ def test_batches_are_drawn_without_replacement():
     assert len(chosen.unique(dim=0)) == 5
 
 
+def made_up_gradients():
+    """1024 gradients of 5 numbers, centered, and their mean."""
+    rows = randn(1024, 5, seed=1, dtype=torch.float32) + torch.tensor([0.6, 0.0, -0.2, 0.0, 0.3])
+    return rows - rows.mean(dim=0), rows.mean(dim=0)
+
+
+def test_clouds_of_made_up_gradients_are_as_wide_and_as_long_as_predicted():
+    centered, mean = made_up_gradients()
+    plane = torch.stack([mean / mean.norm(), experiment.leading_direction(centered, mean)])
+    found = experiment.cloud_fields(Config(), centered, mean, plane)
+    spread = float(centered.double().square().sum()) / 1024  # tr Σ of these 1024 themselves
+    variances = [spread / batch * (1024 - batch) / 1023 for batch in CLOUD_BATCHES]
+    assert found["rms_predicted"].square().tolist() == pytest.approx(variances, rel=1e-5)
+    lengths = [float(mean.square().sum()) + variance for variance in variances]
+    assert found["sq_norm_predicted"].tolist() == pytest.approx(lengths, rel=1e-5)
+    torch.testing.assert_close(found["rms_error"], found["rms_predicted"], rtol=0.15, atol=0)  # exactly 0 at the end
+    torch.testing.assert_close(found["mean_sq_norm"], found["sq_norm_predicted"], rtol=0.15, atol=0)
+    torch.testing.assert_close(found["cloud_2d"].mean(dim=1), found["true_2d"].expand(6, 2), atol=0.3, rtol=0)
+    inside = ((centered + mean) @ plane.T).square().sum() / (centered + mean).square().sum()
+    assert found["energy_in_plane"] == pytest.approx(float(inside), rel=1e-4)
+    assert found["energy_by_batch"][-1] == pytest.approx(1, abs=1e-5)  # the true gradient is the first axis
+
+
+def test_the_noise_scale_of_a_run_is_read_from_groups_of_4_and_of_32():
+    centered, mean = made_up_gradients()
+    grads = (centered + mean).double()
+    small, big = (grads.view(-1, size, 5).mean(dim=1).square().sum(dim=1).mean() for size in (4, 32))
+    length = (32 * big - 4 * small) / 28
+    expected = (small - big) / (1 / 4 - 1 / 32) / length
+    assert experiment.noise_from_norms(centered, mean) == pytest.approx(float(expected), rel=1e-4)
+
+
+@torch.no_grad()
+def test_the_loss_beside_the_weights_is_that_of_the_moved_model():
+    model, ids = experiment.model_at("early"), tiny_lm.held_out(5).ids
+    shift = 0.01 * randn(sum(param.numel() for param in model.params), seed=0, dtype=torch.float32)
+    moved = dict(zip(model.names, model.params, strict=True))
+    for name, part in zip(model.names, shift.split([param.numel() for param in model.params]), strict=True):
+        moved[name] = moved[name] + part.view_as(moved[name])
+    land = experiment.Landscape(model, ids)
+    for ours, weights_ in ((land.loss(), {}), (land.loss(shift), moved)):
+        judged = tiny_lm.copy_of(model.template, model.template.state_dict() | weights_)
+        rows_ = [row[row != tiny_lm.PAD][None] for row in ids]
+        expected = [float(tiny_lm.token_losses(judged, row).mean()) for row in rows_]
+        assert ours == pytest.approx(sum(expected) / 5, rel=1e-5)
+
+
+def test_steps_into_a_round_bowl_gain_what_the_law_says(monkeypatch):
+    centered, mean = made_up_gradients()
+
+    class Bowl(experiment.Landscape):
+        """Its floor lies at -√2 times the mean gradient."""
+
+        def loss(self, shift=None):
+            return 0.0 if shift is None else float(mean @ shift + shift.square().sum() / 8**0.5)
+
+    monkeypatch.setattr(experiment, "Landscape", Bowl)
+    length = float(mean.double().square().sum())
+    noise = gradient_covariance_trace(centered) / length
+    model, config = experiment.model_at("late"), Config(seed=3)
+    found = experiment.progress_fields(config, model, torch.zeros(1, 2, dtype=torch.long), centered, mean, noise)
+    assert float(found["progress_step_sizes"][-1]) == pytest.approx(2**0.5)
+    laws = [1 / (1 + noise * 1023 / 1024 / batch * (1024 - batch) / 1023) for batch in CLOUD_BATCHES]
+    assert found["progress_predicted"].tolist() == pytest.approx(laws, rel=1e-5)
+    torch.testing.assert_close(found["progress_measured"], found["progress_predicted"], atol=0.15, rtol=0)
+    assert found["progress_measured"][-1] == 1
+    # batches of one, of other draws than the clouds'
+    grads = experiment.draws(1, 12, torch.Generator().manual_seed(4)) @ centered + mean
+    gains = [
+        float((size * grads @ mean - (size * grads).square().sum(dim=1) / 8**0.5).mean())
+        for size in (2**0.5 * laws[0] * ratio for ratio in experiment.RATIOS)
+    ]
+    assert float(found["progress_measured"][0]) == pytest.approx(max(gains) / (length / 2**0.5), rel=1e-3)
+
+
 def test_noise_grows_as_the_model_learns(trace):
     early, mid, late = trace.b_simple_by_checkpoint.tolist()
     assert early < mid < late

@@ -1,6 +1,7 @@
 import itertools
 import math
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 
 from internals_math import paged_attention as topic
 from internals_math import paged_attention_experiment as experiment
-from internals_math import tiny_lm, trace_store
+from internals_math import progress, tiny_lm, trace_store
 from internals_math.attention import scaled_dot_product_attention
 from internals_math.paged_attention import (
     BlockAllocator,
@@ -29,9 +30,16 @@ from tests.oracles import randn
 from tests.oracles.paged_attention import random_operations
 
 
-@pytest.fixture(scope="module")
-def trace():
-    return trace_store.get(topic)
+@pytest.fixture(scope="module", params=["kept", "anew"])
+def trace(request):
+    """The trace that comes with the project, and one whose parts but the large server are computed here and now."""
+    kept = trace_store.get(topic)
+    if request.param == "kept":
+        return kept
+    run, parts = experiment.serve(kept.config), (experiment.contiguous_fields, experiment.paged_fields)
+    parts += (experiment.decode_fields, experiment.serving_fields)
+    values = {name: value for part in parts for name, value in part(run, kept.config).items()}
+    return replace(kept, **values, **experiment.share_fields(kept.config), **experiment.quoted_fields())
 
 
 def paged(lengths, *, block_size, groups=2, head_dim=4, dtype=torch.float64, seed=0):
@@ -721,6 +729,31 @@ def test_the_large_server_is_the_papers(trace):
     assert trace.quoted_kernel_overhead.tolist() == pytest.approx([0.20, 0.26])
 
 
+def test_a_smaller_large_server_counts_the_same_way(monkeypatch):
+    monkeypatch.setattr(experiment, "LARGE_REQUESTS", 12)
+    monkeypatch.setattr(experiment, "SWEEP_REQUESTS", 4)
+    heard = []
+    with progress.listening(lambda *news: heard.append(news)):
+        found = experiment.large_fields(Config(seed=2))
+    steps = len(POLICIES) + len(experiment.SWEEP)
+    assert heard == [("simulating a server", done, steps) for done in range(1, steps + 1)]
+    requests = experiment.large_requests(12, 2)
+    assert found["large_requests"] == 12
+    assert found["large_mean_prompt"] == pytest.approx(sum(prompt for prompt, _ in requests) / 12)
+    assert found["large_mean_output"] == pytest.approx(sum(output for _, output in requests) / 12)
+    mean = sum(prompt + output for prompt, output in requests) / 12
+    entries = [math.ceil(mean / size) for size in experiment.SWEEP]
+    assert found["sweep_table_entries"].tolist() == entries
+    for stack in found["large_stack"].values():
+        torch.testing.assert_close(stack[~stack[:, 0].isnan(), 3].unique(), torch.ones(1))
+
+
+def test_the_waste_is_the_share_of_taken_slots_without_a_token():
+    served = simulate_serving([Request(3, 2)], num_slots=8, block_size=2, max_model_len=5)
+    # 3 of 4 slots, 4 of 4, 5 of 6
+    assert experiment.block_waste(served) == pytest.approx((1 / 4 + 0 + 1 / 6) / 3)
+
+
 def test_larger_pages_waste_more_and_need_shorter_tables(trace):
     assert trace.sweep_waste[0] == 0
     assert (trace.sweep_waste.diff() > 0).all()
@@ -738,6 +771,9 @@ def test_other_settings_tell_the_same_story():
     used = torch.stack([(fields["contiguous_state"] == k).sum(dim=1) for k in range(1, 4)], dim=1)
     assert torch.equal(used, served["usage"]["paged"][:, :3])
     assert experiment.decode_fields(run, config)["max_abs_diff"] < 1e-6
+    for head in range(4):  # wherever on the walk a head finds its largest score
+        weights = experiment.decode_fields(run, replace(config, head=head))["block_weights"]
+        assert float(weights.nansum()) == pytest.approx(1)
     shared = experiment.share_fields(config)
     assert shared["share_copies"] == 2
     assert shared["share_max_abs_diff"] < 1e-5
