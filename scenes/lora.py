@@ -175,7 +175,7 @@ class LoRA(TopicScene):
         self.say("A column of B, times one number of A, is one column of the change.")
         stage.lift(self, 0, run_time=0.6)
         factor = Readout(lambda number: f"× {number:+.2f}", trace.lora_A[0, 0], size=0.22, bold=True)
-        factor.next_to(stage.a.cell_center(0, 0), UP, buff=0.35)
+        factor.next_to(stage.a, UP, buff=0.17).set_x(stage.a.cell_center(0, 0)[0])
         self.play(FadeIn(factor), run_time=0.3)
         for column in range(slow):
             above = factor.animate.set_value(trace.lora_A[0, column], (0, 0)).set_x(stage.a.cell_center(0, column)[0])
@@ -186,11 +186,12 @@ class LoRA(TopicScene):
         stage.sweep(self, 0, range(slow, columns), run_time=2.7)
         stage.lay_down(self, 0)
         self.hold(0.3)
-        if len(trace.partial_deltas) > 1:
-            self.say("The next column, times the next row, paints over it.")
-            stage.paint(self, 1, run_time=2.9)
-        for k in range(2, len(trace.partial_deltas)):
-            stage.paint(self, k, run_time=0.7)
+        rank = len(trace.partial_deltas)
+        if rank > 1:
+            self.say("The next column, times the next row, is added on top.")
+            stage.paint(self, 1, run_time=2.9 if rank == 2 else 2.0)
+        for k in range(2, rank):
+            stage.paint(self, k, run_time=min(0.7, 2.4 / (rank - 2)))
         self.say("Every weight changes, but only along a few directions.")
         self.play(FadeIn(changed, words[1]), run_time=theme.QUICK)
 
@@ -205,30 +206,30 @@ class LoRA(TopicScene):
         trace = self.trace
         pixel = 1 / 45  # of a GIF: cells of whole pixels have no blurred edges, which would not fit into 600 kB
         frozen = self.square(trace.weight, cell=7 * pixel, role="FROZEN").move_to([-179.5 * pixel, -10.5 * pixel, 0])
-        name, merged = (
+        names = [
             Label(words, color=color, bold=True, size=0.26).next_to(frozen, UP, buff=0.3)
             for words, color in (("frozen weights", theme.FROZEN), ("merged weights", theme.WEIGHT))
-        )
+        ]
         stage = self.product_stage(cell=7 * pixel, center=[166.5 * pixel, -10.5 * pixel, 0])
         change = Label("their product: the change", color=theme.WEIGHT, bold=True, size=0.26)
         change.next_to(stage.room, DOWN, buff=0.2)
-        self.add(frozen, name)
+        self.add(frozen, names[0])
         self.hold(0.4)
         self.play(FadeIn(*stage.margins(), change), run_time=0.3)
-        for k in range(len(trace.partial_deltas)):
-            stage.paint(self, k, run_time=1.4, alone=False)  # fewer tints, so that the GIF has them all
+        rank = len(trace.partial_deltas)
+        for k in range(rank):
+            stage.paint(self, k, run_time=min(1.4, 2.8 / rank), alone=False)  # so that few tints are enough
         self.hold(0.2)
-        self.merge(frozen, stage, trace.merged_weight, FadeOut(*stage.names, change), run_time=0.4)
-        self.add(merged)
-        self.remove(name)
+        self.merge(frozen, names, stage, trace.merged_weight, FadeOut(*stage.names, change), run_time=0.4)
         self.hold(1.0)
-        self.add(name)
-        self.remove(merged)
-        self.unmerge(frozen, stage, run_time=0.4)
+        self.unmerge(frozen, names, stage, run_time=0.4)
         self.play(ColumnByColumn(stage.product, vanish=True), run_time=0.5)
         self.hold(0.2)
 
-    def merge(self, frozen: TensorGrid, stage: ProductStage, merged: Any, *others: Animation, run_time: float) -> None:
+    def merge(
+        self, frozen: TensorGrid, names: list[Label], stage: ProductStage, merged: Any, *others: Animation,
+        run_time: float,
+    ) -> None:  # fmt: skip
         """Drop the product on the frozen weights; nothing of the thin matrices is left, and the sum comes to light."""
         falling = stage.product.copy().set_z_index(1)
         self.remove(stage.product)
@@ -237,13 +238,18 @@ class LoRA(TopicScene):
         self.play(over, FadeOut(*stage.pair), *others, run_time=run_time)
         frozen.set_values(merged)
         self.play(ColumnByColumn(falling, vanish=True), run_time=run_time)
-        self.remove(falling)
+        self.remove(falling, names[0])
+        self.add(names[1])
 
-    def unmerge(self, frozen: TensorGrid, stage: ProductStage, *others: Animation, run_time: float) -> None:
+    def unmerge(
+        self, frozen: TensorGrid, names: list[Label], stage: ProductStage, *others: Animation, run_time: float
+    ) -> None:
         """Lift the product off again: what stays is what was there."""
         lifted = stage.product.copy().match_height(frozen).move_to(frozen).hide().set_z_index(1)
         self.play(ColumnByColumn(lifted), run_time=run_time)
         frozen.set_values(self.trace.weight)
+        self.remove(names[1])
+        self.add(names[0])
         back = lifted.animate.match_height(stage.product).move_to(stage.product)
         self.play(back, *others, run_time=run_time)
         self.remove(lifted)
@@ -257,7 +263,7 @@ class LoRA(TopicScene):
         trace = self.trace
         shown = slice(None, None, 2)  # every other input, one row each
         coords = trace.coords[:, :2]
-        thick = min(0.22, 0.9 / len(trace.lora_A))
+        thick = min(0.22, 0.6 / len(trace.lora_A))
         inputs = TensorGrid(trace.inputs[shown], cell=(0.112, 0.105), number=None).move_to([-4.6, 0.85, 0])
         a = TensorGrid(trace.lora_A, cell=(0.112, thick), number=None, role="WEIGHT").next_to(inputs, DOWN, buff=0.55)
         cloud = PointCloud(coords, side=4.0, role="LATENT").move_to([0.2, 0.2, 0]).hide()
@@ -310,8 +316,9 @@ class LoRA(TopicScene):
         """Let all inputs fall through A, each to its dot."""
         self.play(inputs.animate.lead(), run_time=0.2)
         rows = [inputs.row(row) for row in range(1, inputs.rows)]
+        a.set_z_index(1)  # rows vanish below it
         self.play(
-            LaggedStart(*(row.animate.move_to(a).set_opacity(0) for row in rows), lag_ratio=0.12),
+            LaggedStart(*(row.animate.move_to(a) for row in rows), lag_ratio=0.12),
             RowByRow(cloud, range(1, len(cloud.places))),
             run_time=1.6,
         )
@@ -489,8 +496,10 @@ class LoRA(TopicScene):
         """Merged, it costs nothing at inference."""
         trace = self.trace
         frozen = self.square(trace.weight, cell=0.125, role="FROZEN").move_to([-4.3, -0.1, 0])
-        name = Label("old weights", color=theme.FROZEN, bold=True).next_to(frozen, UP, buff=0.25)
-        merged = Label("merged weights", color=theme.WEIGHT, bold=True).move_to(name)
+        names = [
+            Label(words, color=color, bold=True).next_to(frozen, UP, buff=0.25)
+            for words, color in (("old weights", theme.FROZEN), ("merged weights", theme.WEIGHT))
+        ]
         near = self.small_stage(trace.lora_A, trace.lora_B, trace.lora_delta, x=1.6)
         far = self.small_stage(trace.second_lora_A, trace.second_lora_B, trace.second_delta, x=5.25)
         titles = [
@@ -499,16 +508,15 @@ class LoRA(TopicScene):
         ]
         parts = [part for stage in (near, far) for part in (*stage.pair, stage.product)]
         self.say("Add the product to the old weights. Merged, it costs nothing at inference.")
-        self.play(FadeIn(frozen, name, *parts, *titles), run_time=theme.QUICK)
+        self.play(FadeIn(frozen, names[0], *parts, *titles), run_time=theme.QUICK)
         self.hold(0.5)
-        self.merge(frozen, near, trace.merged_weight, run_time=1.2)
-        self.play(FadeOut(name), FadeIn(merged), run_time=0.3)
+        self.merge(frozen, names, near, trace.merged_weight, run_time=1.2)
         same = Label(f"logits differ by at most {trace.max_abs_diff_logits:.0e}", color=theme.MUTED)
         self.play(FadeIn(same.next_to(frozen, DOWN, buff=0.25)), run_time=0.3)
         self.say("Subtract it again, and another adapter can take its place.")
         self.play(FadeOut(same), run_time=0.2)
-        self.unmerge(frozen, near, FadeIn(*near.pair), run_time=0.9)
-        self.merge(frozen, far, trace.second_merged_weight, run_time=0.9)
+        self.unmerge(frozen, names, near, FadeIn(*near.pair), run_time=0.9)
+        self.merge(frozen, names, far, trace.second_merged_weight, run_time=0.9)
         self.hold(0.5)
         self.finish_beat()
         self.clear_stage()

@@ -27,7 +27,7 @@ class ProductStage:
 
     def __init__(self, lora_a: Traced, lora_b: Traced, partial: Traced, *, cell: float, center: Any) -> None:
         self.partial = partial
-        thick = min(0.24, 1.0 / len(lora_a))
+        thick = min(0.24, 0.72 / len(lora_a))
         limit = 0.7 * largest(partial)  # the few cells beyond it have the full color
         self.product = TensorGrid(partial[0], cell=(cell, cell), number=None, limit=limit).move_to(center)
         self.room = Frame.around(self.product, pad=0.05, color=theme.LINES, line=theme.HAIRLINE)
