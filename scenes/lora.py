@@ -511,7 +511,7 @@ class LoRA(TopicScene):
         self.play(FadeIn(frozen, names[0], *parts, *titles), run_time=theme.QUICK)
         self.hold(0.5)
         self.merge(frozen, names, near, trace.merged_weight, run_time=1.2)
-        same = Label(f"logits differ by at most {trace.max_abs_diff_logits:.0e}", color=theme.MUTED)
+        same = Label(f"the same logits within {trace.max_abs_diff_logits:.0e}", color=theme.MUTED)
         self.play(FadeIn(same.next_to(frozen, DOWN, buff=0.25)), run_time=0.3)
         self.say("Subtract it again, and another adapter can take its place.")
         self.play(FadeOut(same), run_time=0.2)
