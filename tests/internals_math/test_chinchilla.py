@@ -52,6 +52,7 @@ def trace(request):
     if request.param == "kept":
         return kept
     slow = {name: getattr(kept, name) for name in kept.__dataclass_fields__ if name.startswith(("tiny_", "fit_"))}
+    slow |= chinchilla_experiment.isoflop_profiles(kept.tiny_n, kept.tiny_d, kept.tiny_loss)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(chinchilla_experiment, "tiny_laws", lambda config: slow | {"entropy_floor": kept.entropy_floor})
         patch.setattr(chinchilla_experiment, "two_fits", lambda law, compute, seed: {})
@@ -346,6 +347,35 @@ def test_a_run_reads_each_fact_once_with_a_schedule_of_its_own():
     assert not torch.equal(one.lm_head.weight, unread.lm_head.weight)
 
 
+def test_narrow_models_learn_faster_and_wide_ones_have_a_head_for_every_8_numbers(monkeypatch):
+    heard = []
+    monkeypatch.setattr(tiny_lm, "train", lambda model, corpus, recipe, **_: heard.append((model, corpus, recipe)))
+    told = tiny_lm.fact_book().sample(2 * 256 + 9, seed=0)
+    for width in (4, 8, 16, 32):
+        chinchilla_runs.train((width, 8), told, seed=0)
+    assert [model.config.num_attention_heads for model, *_ in heard] == [1, 1, 2, 4]
+    assert [recipe.adam_lr for *_, recipe in heard] == [0.02, 0.02, 0.01, 0.01]
+    assert {recipe.steps for *_, recipe in heard} == {2}
+    assert {tuple(corpus.surprisal.shape) for _, corpus, _ in heard} == {(521, 2)}  # of the cue's end and the answer
+
+
+def test_every_size_is_trained_on_every_level_of_tokens_from_one_stream(monkeypatch):
+    told_to = []
+
+    def untrained(size, told, seed):
+        told_to.append((size, told))
+        return tiny_lm.TinyLM(tiny_lm.ModelConfig(100, size[0], 1, 1, 1, size[1]), seed=seed)
+
+    monkeypatch.setattr(chinchilla_runs, "train", untrained)
+    monkeypatch.setattr(chinchilla_runs, "SHORTEST", 4)
+    runs = chinchilla_runs.trace(chinchilla_runs.Config(sizes=4, token_levels=4, seed=3))
+    assert runs.n_tokens.tolist() == [4, 8, 16, 32] * 4
+    assert [size for size, _ in told_to] == [size for size in chinchilla_runs.SIZES[:4] for _ in range(4)]
+    stream = tiny_lm.fact_book().sample(32, 3)
+    assert all(torch.equal(told, stream[:n]) for (_, told), n in zip(told_to, runs.n_tokens.tolist(), strict=True))
+    assert (runs.losses > runs.entropy_floor).all()
+
+
 def test_only_the_answer_is_learned():
     model = tiny_lm.TinyLM(
         tiny_lm.ModelConfig(100, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, num_key_value_heads=1)
@@ -404,6 +434,22 @@ def test_our_own_law_finds_the_floor_within_the_spread_that_it_says(trace):
     assert ranges.most_tokens.tolist() == [2**17, 2**18, 2**19, 2**18, 2**19, 2**19]
     assert float(ranges.floor[2]) == trace.tiny_fit.E
     assert float(ranges.floor.max() - ranges.floor.min()) > 0.01
+
+
+def test_ranges_hold_three_levels_or_more_and_all_runs_between(monkeypatch):
+    """The fits are replaced by the number of runs."""
+    law = {"A": 1.0, "B": 1.0, "alpha": 0.5, "beta": 0.5}
+    monkeypatch.setattr(
+        chinchilla_experiment,
+        "fit_parametric_loss",
+        lambda n, d, losses: scaling_fit.FitResult(ScalingLaw(E=float(losses.sum()), **law), 0.0, True, 1, 1),
+    )
+    n_params, n_tokens = torch.tensor([1.0, 2.0]).repeat_interleave(4), torch.tensor([10.0, 20.0, 40.0, 80.0]).repeat(2)
+    found = chinchilla_experiment.range_fits(n_params, n_tokens, torch.arange(8.0) + 1)
+    assert found.fewest_tokens.tolist() == [10, 10, 20]
+    assert found.most_tokens.tolist() == [40, 80, 80]
+    assert found.runs.tolist() == [6, 8, 6]
+    assert found.floor.tolist() == [6 + 18, 36, 9 + 21]
 
 
 def test_measured_cups_have_two_sides(trace):
@@ -502,6 +548,7 @@ def test_a_fit_that_stops_early_gives_other_advice(trace):
         objective = huber((parametric_loss(n_params, n_tokens, law) / losses).log(), 1e-3).sum()
         assert getattr(trace, f"fit_{name}")["objective"] == pytest.approx(float(objective), rel=1e-6)
         torch.testing.assert_close(getattr(trace, f"fit_{name}_n"), optimal_allocation(trace.frontier_c, law)[0])
+    assert (len(n_params.unique()), len(n_tokens.unique()), len(losses)) == (8, 7, 56)
     noise = (losses / parametric_loss(n_params, n_tokens, true)).log()
     assert 0.005 < float(noise.std()) < 0.015
 
