@@ -605,6 +605,36 @@ def test_the_statistic_is_pearsons_with_rare_words_in_one_cell_however_rare():
     assert (found["chi_square"], found["p_value"]) == pytest.approx((expected.statistic, expected.pvalue), rel=1e-6)
 
 
+def test_few_short_runs_are_measured_as_many_long_ones(monkeypatch):
+    for name, value in {"RUNS": 4, "RUN_LENGTH": 6, "PHASES": 2, "GAMMAS": (1, 3)}.items():
+        monkeypatch.setattr(experiment, name, value)
+    config = Config(seed=2)
+    alpha, found = experiment.measurements(config)
+    texts, target = experiment.target_texts(config), experiment.target_model()
+    assert texts.shape == (4, 4 + 7)  # <bos> one day the, and 6 + 1 more
+    begin = torch.tensor([4, 5, 4, 5])
+    for name in experiment.DRAFTS:
+        draft = experiment.draft_model(name)
+        betas = estimate_alpha(target, draft, texts[:, :-1])[1][:, 3:]
+        assert alpha[name] == pytest.approx(float(betas.mean()))
+        assert int(found["beta_counts"][name].sum()) == found["measured_positions"] == 4 * 7
+        for column, gamma in enumerate((1, 3)):
+            settings = {"temperature": 1.0, "generator": make_generator(2)}
+            _, gains = experiment.run_batch(target, draft, texts, begin, 6, gamma, **settings)
+            gains = gains.tolist()
+            mean = sum(gains) / len(gains)
+            error = math.sqrt(sum((gain - mean) ** 2 for gain in gains) / (len(gains) - 1) / len(gains))
+            assert float(found["tokens_per_call_measured"][name][column]) == pytest.approx(mean)
+            assert float(found["tokens_per_call_stderr"][name][column]) == pytest.approx(error)
+            kept = [
+                sum(math.prod(row[start : start + k]) for k in range(gamma + 1))
+                for row in betas.tolist()
+                for start in range(7 - gamma + 1)
+            ]
+            from_betas = float(found["tokens_per_call_from_betas"][name][column])
+            assert from_betas == pytest.approx(sum(kept) / len(kept))
+
+
 def test_counted_tokens_lie_near_the_formula_but_not_on_it(default):
     for name in default.draft_names:
         counted, formula = default.tokens_per_call_measured[name], default.tokens_per_call_formula[name]
