@@ -55,16 +55,24 @@ class State:
     def __init__(self, picture: Picture) -> None:
         self.picture = picture
         self.attributes = dict(vars(picture))
-        self._contents = {name: _content(value) for name, value in self.attributes.items()}
+        kept = ((name, value) for name, value in self.attributes.items() if isinstance(value, _WRITABLE))
+        self._contents = {name: _content(value) for name, value in kept}
 
     def holds(self) -> bool:
         """Return whether the picture is still the same."""
         now, before = vars(self.picture), self.attributes
-        return now.keys() == before.keys() and all(
-            (value is before[name] and not isinstance(value, np.ndarray | list))
-            or _content(value) == self._contents[name]
-            for name, value in now.items()
-        )
+        if now.keys() != before.keys():
+            return False
+        for name, value in now.items():
+            if value is before[name]:
+                if name in self._contents and _content(value) != self._contents[name]:
+                    return False
+            elif _content(value) != (self._contents[name] if name in self._contents else _content(before[name])):
+                return False
+        return True
+
+
+_WRITABLE = (np.ndarray, list)
 
 
 def _content(value: Any) -> Any:

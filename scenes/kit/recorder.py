@@ -20,7 +20,7 @@ from manim.mobject.types.image_mobject import AbstractImageMobject
 from internals_math import trace_store
 from internals_math.trace import TopicTrace
 from scenes.kit import theme
-from scenes.kit.ledger import Entries, Ledger, State
+from scenes.kit.ledger import Entries, State
 from scenes.kit.painter import Painter, Point
 from scenes.kit.picture import Data, Measure, Picture
 from scenes.kit.topic_scene import Caption, TopicScene
@@ -116,7 +116,7 @@ def record(
     """Play one unit in record mode. An error of the scene is part of the recording.
 
     Args:
-        every: seconds between two looks at something that moves.
+        every: seconds between two looks at something that moves; 0 looks at each frame.
         frame_rate: of the video it stands for; times are those of its whole frames.
     """
     before = theme.current()
@@ -182,21 +182,21 @@ class Recorder(CairoRenderer):
         for mobject in self.camera.get_mobjects_to_display(scene.mobjects):
             if isinstance(mobject, Picture):
                 if mobject.opacity > 0:
-                    yield self._picture(mobject, scene.number_ledger)
+                    yield self._picture(mobject)
             elif isinstance(mobject, _DRAWN_BY_MANIM):
                 whole = stock.pop(id(mobject), None)
                 if whole is not None:  # else another part of it was first
                     stock = {key: value for key, value in stock.items() if value is not whole}
                     yield _stock(whole)
 
-    def _picture(self, picture: Picture, ledger: Ledger) -> Drawn:
+    def _picture(self, picture: Picture) -> Drawn:
         """Return how a picture looks; the same object as before if nothing about it has changed."""
         known = self._known.get(id(picture))
         if known is None or not known[0].holds():
             marks = RecordingPainter.marks_of(picture)
             values = tuple(_traced_in(vars(picture).values()))
             known_by = picture.data(), picture.instrument(), picture.measure()
-            drawn = Drawn(picture, marks, ledger.of(picture), *known_by, values)
+            drawn = Drawn(picture, marks, tuple(picture.ledger()), *known_by, values)
             known = State(picture), drawn
             self._known[id(picture)] = known
         return known[1]

@@ -13,7 +13,9 @@ from scripts.commands.shared import check_topics, jobs_option, json_option, refu
 
 @click.command()
 @click.argument("topics", nargs=-1, callback=check_topics)
-@click.option("--quick", is_flag=True, help="leave out what needs pixels: flashes, ends of loops, colors of GIFs")
+@click.option(
+    "--quick", is_flag=True, help="look ten times a second, without pixels: no flashes, ends of loops, colors of GIFs"
+)
 @jobs_option
 @json_option
 def check(topics: tuple[str, ...], quick: bool, jobs: int | None, as_json: bool) -> None:

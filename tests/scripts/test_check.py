@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from manim import DOWN, RIGHT, Group, Square, Text, ValueTracker
+from manim import DOWN, RIGHT, UP, Group, Square, Text, UpdateFromAlphaFunc, ValueTracker, linear
 
 from scenes import series
 from scenes.kit import theme
@@ -359,6 +359,54 @@ def test_pictures_of_one_field_that_stand_together_need_one_measure(make):
     assert pair(limit=3.0) == []
 
 
+def test_what_is_there_for_one_frame_of_a_motion_is_found():
+    intruder = Square()
+
+    def blink(label, alpha):
+        scene = label.scene
+        if 0.36 < alpha < 0.37:
+            scene.add(intruder)
+            label.set_text(mark("37", "numbers[0, 0]"))
+        elif intruder in scene.mobjects:
+            scene.remove(intruder)
+            label.set_text("words")
+
+    def play_it(scene):
+        label = Label("words")
+        label.scene = scene
+        scene.play(UpdateFromAlphaFunc(label, blink, rate_func=linear), run_time=1.5)
+
+    assert {rule for rule, _ in rules(play_it, every=0)} == {"origin", "value"}
+
+
+@pytest.mark.parametrize(("seconds", "comes_back"), [(3.0, False), (7.0, True)])
+def test_a_drawing_that_is_long_off_its_values_is_found_though_it_never_rests(seconds, comes_back):
+    def play_it(scene):
+        bars = Bars(scene.trace.numbers[0], signed=True, number=None)
+        true = bars.amounts
+        scene.add(bars)
+        wave = UpdateFromAlphaFunc(bars, lambda b, t: setattr(b, "amounts", true * np.cos(40 * t)))
+        scene.play(wave, run_time=seconds)
+        if comes_back:
+            bars.amounts = true
+            scene.finish_beat()
+        else:
+            scene.remove(bars)
+
+    found = [message for rule, message in rules(play_it) if rule == "value"]
+    assert len(found) == 1
+    assert found[0].startswith("its drawing is off the values of numbers[0, :] for ")
+
+
+def test_a_glide_from_value_to_value_passes():
+    def play_it(scene):
+        bars = Bars(scene.trace.numbers[0], signed=True, number=None, limit=3.0)
+        scene.add(bars)
+        scene.play(bars.animate.set_values(scene.trace.numbers[1]), run_time=4)
+
+    assert rules(play_it) == []
+
+
 def test_a_finding_names_file_line_chapter_time_and_object():
     def play_it(scene):
         scene.hold(2.0)
@@ -427,6 +475,33 @@ def test_what_only_passes_through_is_not_measured():
         scene.hold(1.0)
 
     assert rules(play_it) == []
+
+
+def moving_on(*words, seconds):
+    def play_it(scene):
+        both = Group(*(Label(text).shift(0.05 * k * UP) for k, text in enumerate(words)))
+        scene.add(both)
+        scene.play(both.animate.shift(3 * RIGHT), run_time=seconds)
+        scene.remove(both)
+
+    return play_it
+
+
+def test_text_that_overlaps_for_long_while_it_moves_is_found():
+    ((rule, message),) = rules(moving_on("some words here", "other words there", seconds=3))
+    assert rule == "overlap"
+    assert message.startswith("'other words there' overlaps 'some words here' for ")
+    assert rules(moving_on("some words here", "other words there", seconds=1)) == []
+
+
+def test_words_that_move_for_long_are_measured_too():
+    def tiny(scene):
+        label = Label("tiny", size=0.12)
+        scene.add(label)
+        scene.play(label.animate.shift(2 * RIGHT), run_time=3)
+        scene.remove(label)
+
+    assert [rule for rule, _ in rules(tiny)] == ["text-size"]
 
 
 def test_text_on_text_and_text_across_cells_are_found():

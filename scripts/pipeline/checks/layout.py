@@ -9,10 +9,10 @@ from manim import config
 
 from scenes.kit import theme
 from scenes.kit.formula import FormulaPart
-from scenes.kit.recorder import BOX, LINE, TEXT, Drawn, Look, Mark, Recording
+from scenes.kit.recorder import BOX, EVERY_SECONDS, LINE, TEXT, Drawn, Look, Mark, Recording
 from scenes.kit.topic_scene import CaptionBand, Header
 from scripts.pipeline.checks import Finding, finding
-from scripts.pipeline.checks.stillness import REST_SECONDS, resting_ids, still_things
+from scripts.pipeline.checks.stillness import PASSING_SECONDS, REST_SECONDS, readable_things, resting_ids
 
 TOUCH = 0.03  # frame units that two things may share without overlapping
 FAINT = 0.25  # opacity below which nothing is read
@@ -46,7 +46,7 @@ def safe_area(recording: Recording) -> tuple[float, float, float, float]:
 def _outside(recording: Recording) -> Iterator[Finding]:
     left, bottom, right, top = safe_area(recording)
     told: set[tuple[int, str]] = set()
-    for look, thing in still_things(recording):
+    for look, thing in readable_things(recording):
         if isinstance(thing.picture, CaptionBand | Header):
             continue
         for mark in thing.marks:
@@ -65,7 +65,7 @@ def _outside(recording: Recording) -> Iterator[Finding]:
 
 def _small(recording: Recording) -> Iterator[Finding]:
     told: set[int] = set()
-    for look, thing in still_things(recording):
+    for look, thing in readable_things(recording):
         for mark in thing.marks:
             is_small = mark.kind == TEXT and mark.opacity >= FAINT and mark.size < 0.98 * theme.SMALL
             if is_small and id(thing.picture) not in told:
@@ -90,9 +90,34 @@ def _overlaps(recording: Recording) -> Iterator[Finding]:
         for found in cached[key]:
             seconds[found] += look.end - look.start
             first.setdefault(found, look)
-    for (name, rule, message), total in seconds.items():
+    for found, total in seconds.items():
         if total >= REST_SECONDS - 1e-6:
-            yield finding(recording, first[name, rule, message].start, name, rule, f"{message} for {total:.1f} s")
+            yield _overlap(recording, first[found], found, total)
+    for found, (look, total) in _moving_overlaps(recording).items():
+        if seconds[found] < REST_SECONDS - 1e-6 and total > PASSING_SECONDS:
+            yield _overlap(recording, look, found, total)
+
+
+def _overlap(recording: Recording, look: Look, found: tuple[str, str, str], seconds: float) -> Finding:
+    name, rule, message = found
+    return finding(recording, look.start, name, rule, f"{message} for {seconds:.1f} s")
+
+
+def _moving_overlaps(recording: Recording) -> dict[tuple[str, str, str], tuple[Look, float]]:
+    """Return what overlaps while it moves, with the first look at it and for how long, to a tenth of a second."""
+    total: dict[tuple[str, str, str], tuple[Look, float]] = {}
+    since, known = 0.0, dict[tuple[int, ...], list[tuple[str, str, str]]]()
+    for look in recording.looks:
+        if look.end - since < EVERY_SECONDS - 1e-6:
+            continue
+        key = tuple(id(thing) for thing in look.things)
+        if key not in known:
+            known[key] = _overlapping(look.things)
+        for found in known[key]:
+            first, seconds = total.get(found, (look, 0.0))
+            total[found] = first, seconds + look.end - since
+        since = look.end
+    return total
 
 
 @dataclass
@@ -182,7 +207,7 @@ def _without(marks: _Marks, gone: np.ndarray) -> _Marks:
 def check_contrast(recording: Recording) -> Iterator[Finding]:
     """Yield texts, and shapes that are data, that never stand out enough from their ground while they are shown."""
     best: dict[tuple[int, str], tuple[float, Look, Drawn, float]] = {}
-    resting = resting_ids(recording)
+    resting = {id(thing) for _, thing in readable_things(recording)}
     background = theme.THEMES[recording.theme]["BACKGROUND"]
     done: set[tuple[int, ...]] = set()
     for look in recording.looks:

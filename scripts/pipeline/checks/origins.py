@@ -12,14 +12,15 @@ from torch import Tensor
 from internals_math import trace_store
 from scenes.kit.formula import FormulaPart
 from scenes.kit.picture import Data, Picture
-from scenes.kit.recorder import TEXT, Drawn, Recording
+from scenes.kit.recorder import TEXT, Drawn, Look, Recording
 from scenes.kit.traced import Traced
 from scenes.kit.typed_numbers import typed
 from scripts.pipeline.checks import Finding, finding
-from scripts.pipeline.checks.stillness import resting_ids, still_things
+from scripts.pipeline.checks.stillness import PASSING_SECONDS, resting_ids, still_things
 
 RULE = "origin"
 VALUE = "value"
+LONGEST_MOTION = 6.0  # seconds from one traced state to the next
 TICK = 0.02  # share of its place by which a tick may be rounded
 # What the ledger writes for something that is drawn but not written: "curve", "12 colors".
 _PICTORIAL = re.compile(r"[a-z][a-z ]*|[0-9]+ (colors|dots|slots)")
@@ -37,12 +38,7 @@ def check_origins(recording: Recording) -> Iterator[Finding]:
     if recording.trace is None:
         return  # it could not be had, which is the error of the recording
     fields = Fields(recording.trace, recording.scene.core)
-    for entry in recording.scene.ledger:
-        problem = fields.problem(entry["shown"], entry["origin"])
-        if problem:
-            rule, message = problem
-            thing = f"{entry['object']} {entry['shown']!r}"
-            yield finding(recording, entry["start"], thing, rule, message)
+    yield from _untrue_entries(recording, fields)
     known: set[tuple[int, str]] = set()
     seen: set[int] = set()
     for look in recording.looks:
@@ -57,11 +53,46 @@ def check_origins(recording: Recording) -> Iterator[Finding]:
                     known.add((id(thing.picture), message))
                     yield finding(recording, look.start, thing.name, rule, message)
     yield from _other_measures(recording)
+    yield from _adrift(recording, fields)
     for look, thing in still_things(recording):
         for data in thing.data:
             message = fields.wrong_drawing(data)
             if message:
                 yield finding(recording, look.start, thing.name, VALUE, message)
+
+
+def _untrue_entries(recording: Recording, fields: "Fields") -> Iterator[Finding]:
+    """Yield what the ledger lists and the Trace does not hold."""
+    listed = ((look, thing, entry) for look in recording.looks for thing in look.things for entry in thing.ledger)
+    known: set[tuple[str, str, str]] = set()
+    for look, thing, (shown, origin) in listed:
+        kind = type(thing.picture).__name__
+        if (kind, shown, origin) not in known:
+            known.add((kind, shown, origin))
+            problem = fields.problem(shown, origin)
+            if problem:
+                yield finding(recording, look.start, f"{kind} {shown!r}", *problem)
+
+
+def _adrift(recording: Recording, fields: "Fields") -> Iterator[Finding]:
+    """Yield drawings that leave the values of the Trace for longer than a motion takes, or do not come back."""
+    runs: dict[int, tuple[Look, Drawn, float]] = {}  # of each picture that is off its values, since when
+    wrong: dict[int, bool] = {}
+    for look in recording.looks:
+        for thing in look.things:
+            if not thing.data:
+                continue
+            if id(thing) not in wrong:
+                wrong[id(thing)] = any(fields.wrong_drawing(data) for data in thing.data)
+            if wrong[id(thing)]:
+                first, _, _ = runs.get(id(thing.picture), (look, thing, 0.0))
+                runs[id(thing.picture)] = first, thing, look.end - first.start
+            elif runs.get(id(thing.picture), (look, thing, 0.0))[2] <= LONGEST_MOTION:
+                runs.pop(id(thing.picture), None)
+    for first, thing, seconds in runs.values():
+        if seconds > PASSING_SECONDS:
+            message = f"its drawing is off the values of {thing.data[0].values.origin} for {seconds:.1f} s"
+            yield finding(recording, first.start, thing.name, VALUE, message)
 
 
 def _untraced(thing: Drawn, notation: Sequence[str]) -> Iterator[str]:

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from scenes import series
-from scenes.kit.recorder import Recording, record
+from scenes.kit.recorder import EVERY_SECONDS, Recording, record
 from scenes.kit.topic_scene import LOOP, TopicScene
 from scenes.series import Topic
 from scripts.pipeline.checks import Finding, finding
@@ -54,7 +54,8 @@ def check_topics(slugs: Iterable[str], *, jobs: int, pixels: bool = True) -> Ite
     """Check topics, unit by unit in `jobs` processes, and yield a report of each in order.
 
     Args:
-        pixels: also render at low quality, for flashes, loop ends and the colors of the GIF.
+        pixels: also look at each frame, not at ten a second, and render at low quality, for flashes, loop ends and
+            the colors of the GIF.
     """
     topics = [series.find(slug) for slug in slugs]
     with workers(jobs) as pool:
@@ -89,7 +90,8 @@ def unit_names(scene_class: type[TopicScene]) -> list[str]:
 def check_unit(topic: Topic, unit: str, *, pixels: bool = True) -> UnitReport:
     """Check one unit in record mode, in both themes, and its pixels at low quality."""
     scene_class = _scene_of(topic)
-    recording = record(scene_class, unit)
+    # a full check looks at each frame: what is there for one frame is there
+    recording = record(scene_class, unit, every=0 if pixels else EVERY_SECONDS)
     findings = list(check_recording(recording))
     if recording.error is None:
         findings += _new_in_light(findings, record(scene_class, unit, theme_name="light"))
