@@ -25,6 +25,7 @@ from internals_math.paged_attention import (
     simulate_serving,
     slot_mapping,
 )
+from internals_math.paged_blocks import Slot
 from internals_math.paged_serving import POLICIES, Request
 from tests.oracles import randn
 from tests.oracles.paged_attention import random_operations
@@ -553,6 +554,17 @@ def test_a_prefill_of_several_tokens_reads_only_the_past():
         chunks.append(experiment.read_tokens(model, part, view))
     with torch.no_grad():
         torch.testing.assert_close(torch.cat(chunks), model(torch.tensor([ids]))[0], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("scale", [1.0, 8**-0.5])
+def test_the_pool_is_read_at_the_scale_that_the_model_asks_for(scale):
+    pool, (table,), _ = paged([6], block_size=4)
+    keys, values = pool.gather(0, table.physical_blocks, 6)
+    view = experiment.PagedView(pool, table, [Slot(1, table.physical_blocks[1], 1)])  # the sixth token is new
+    query = randn(1, 4, 1, 4, seed=5)
+    mask = torch.ones(1, 6, dtype=torch.bool)
+    expected, _ = scaled_dot_product_attention(query, keys[None], values[None], mask, scale)
+    torch.testing.assert_close(view.attend(query, keys[None], values[None], mask, scale, 0), expected)
 
 
 def test_the_drawn_run_serves_three_at_a_time_from_scattered_blocks_and_ends_empty(trace):
