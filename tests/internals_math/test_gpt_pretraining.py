@@ -160,6 +160,10 @@ def test_the_closed_form_of_the_gradient_is_that_of_autograd(seed, ignore):
     torch.testing.assert_close(gradient.sum(dim=-1), torch.zeros(3, 6, dtype=torch.float64), atol=1e-12, rtol=0)
 
 
+def test_a_vocabulary_of_one_word_leaves_nothing_to_learn():
+    assert loss_gradient(torch.zeros(4, 1), torch.tensor([0, -100, 0, 0])).tolist() == [[0.0]] * 4
+
+
 def test_the_right_word_is_pulled_by_what_it_lacks_and_every_other_pushed_by_its_share():
     logits, ids = randn(2, 5, seed=1), torch.tensor([0, 3])
     probs = logits[0].softmax(dim=-1)
