@@ -90,6 +90,7 @@ class Recording:
     theme: str
     trace: TopicTrace | None = None  # as it was before the scene had it
     looks: list[Look] = field(default_factory=list)
+    after: tuple[Drawn, ...] = ()  # what would come next
     seconds: float = 0.0
     error: BaseException | None = None
     error_line: int = 0
@@ -131,6 +132,7 @@ def record(
                 scene.full_trace = trace_store.get(scene.core) if trace is None else trace
                 recording.trace = copy.deepcopy(scene.full_trace)
                 scene.render()
+                recording.after = tuple(renderer._things(scene))
             except (Exception, SystemExit) as error:  # a scene that ends the program is broken too
                 recording.error = error
                 recording.error_line = _line_of(scene, traceback.walk_tb(error.__traceback__))

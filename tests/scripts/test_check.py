@@ -726,7 +726,7 @@ def there_and_back(scene):
 
 def test_a_loop_that_does_not_close_is_found():
     open_one, closed = looping(there), looping(there_and_back)
-    assert [f.rule for f in check_pixels(open_one, "loop", record(open_one, "loop"))] == ["loop"]
+    assert {f.rule for f in check_pixels(open_one, "loop", record(open_one, "loop"))} == {"loop"}
     assert list(check_pixels(closed, "loop", record(closed, "loop"))) == []
 
 
@@ -749,6 +749,77 @@ def test_a_blinking_chapter_is_found():
 
     found = list(check_pixels(Blinking, "blink", record(Blinking, "blink")))
     assert [one.rule for one in found] == ["flashes"]
+
+
+def test_a_flicker_that_fifteen_frames_a_second_would_miss_is_found():
+    class Flickering(TopicScene):
+        """Does it flicker?"""
+
+        core = CORE
+        takeaway = "Yes."
+
+        @chapter("Flicker")
+        def flicker(self):
+            """Four frames of sixty for a period."""
+            field = Painting(lambda p: p.box(-4, -3, 8, 6, fill="#FFFFFF"))
+            self.play(
+                UpdateFromAlphaFunc(field, lambda f, t: f.set_opacity(round(60 * t) % 4 < 2), rate_func=linear),
+                run_time=1,
+            )
+
+    found = list(check_pixels(Flickering, "flicker", record(Flickering, "flicker")))
+    assert [(one.rule, one.message.endswith("(dark theme)")) for one in found] == [("flashes", True)]
+
+
+def test_a_ground_that_flashes_in_the_light_theme_alone_is_found():
+    class Blinking(TopicScene):
+        """Does it blink?"""
+
+        core = CORE
+        takeaway = "Yes."
+
+        @chapter("Blink")
+        def blink(self):
+            """A field nearly as dark as the dark ground."""
+            for _ in range(8):
+                field = Painting(lambda p: p.box(-4, -3, 8, 6, fill=theme.LINES))
+                self.add(field)
+                self.hold(0.1)
+                self.remove(field)
+                self.hold(0.1)
+
+    found = list(check_pixels(Blinking, "blink", record(Blinking, "blink")))
+    assert [(one.rule, one.message.endswith("(light theme)")) for one in found] == [("flashes", True)]
+    assert theme.current() == "dark"
+
+
+def test_a_loop_that_ends_almost_the_same_is_found():
+    def other_number(scene):
+        readout = Readout(lambda v: f"{v:.2f}", scene.trace.numbers[0, 0], size=theme.SMALL)
+        scene.add(readout)
+        scene.hold(0.4)
+        readout.set_value(scene.trace.numbers[1, 1])
+        scene.hold(0.4)
+
+    def other_cell(scene):
+        grid = TensorGrid(scene.trace.numbers, cell=(0.3, 0.3), number=None)
+        scene.add(grid)
+        scene.hold(0.4)
+        grid.recede(rows=1, columns=2)
+        scene.hold(0.4)
+
+    def messages(play_it):
+        scene = looping(play_it)
+        trace = CORE.Trace(CORE.Config(), NUMBERS, NUMBERS[:1])
+        return [one.message for one in check_pixels(scene, "loop", record(scene, "loop", trace=trace))]
+
+    assert messages(other_number) == [
+        "'1.00' is there only when the loop begins", "'3.00' is there only when the loop ends",
+    ]  # fmt: skip
+    assert messages(other_cell) == [
+        "a cell is there only when the loop begins",
+        "a cell is there only when the loop ends",
+    ]
 
 
 def test_a_gif_with_other_colors_than_the_color_map_is_found(tmp_path):

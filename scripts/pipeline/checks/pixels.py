@@ -9,7 +9,7 @@ from manim import CairoRenderer, tempconfig
 
 from scenes.kit import theme
 from scenes.kit.camera import KitCamera
-from scenes.kit.recorder import BOX, Drawn, Look, Mark, Recording, record
+from scenes.kit.recorder import BOX, TEXT, Drawn, Look, Mark, Recording, record
 from scenes.kit.tensor_grid import TensorGrid
 from scenes.kit.topic_scene import LOOP, TopicScene
 from scripts.pipeline.checks import Finding, finding
@@ -18,6 +18,7 @@ from scripts.pipeline.gif import read_gif
 from scripts.pipeline.quality import Quality
 
 FRAME_RATE = 15
+FLASH_RATE = 60  # of the published video: at fewer frames a fast flicker looks still
 SMALL, LARGE = (160, 90), (640, 360)  # of a chapter, and of a loop
 
 # WCAG 2.3.1: a general flash is a pair of opposing changes of relative luminance of 10 % or more where the darker image
@@ -28,49 +29,88 @@ BLOCK, BLOCK_SHARE = (256 / 768, 341 / 1024), 0.25
 
 # Edges of lines that end a hair's breadth further on may differ at the ends of a loop; areas may not.
 LEVELS, LOOP_SHARE = 12, 0.01
+NEAR = 0.03  # units by which a word or a cell may stand elsewhere
 
 
 def check_pixels(scene_class: type[TopicScene], unit: str, recording: Recording) -> Iterator[Finding]:
     """Yield flashes of a unit, and the jump of a loop that does not close. Renders it small."""
-    frames, after = low_quality_frames(scene_class, unit, LARGE if unit == LOOP else SMALL)
-    small = frames[:, ::4, ::4] if unit == LOOP else frames
-    luminance = np.stack([relative_luminance(frame) for frame in small])
-    if unit == LOOP:  # it goes on with its beginning
-        luminance = np.concatenate([luminance, luminance[:FRAME_RATE]])
-    for second, share in flashes(luminance, FRAME_RATE):
-        message = f"more than {FLASHES} flashes within a second, over {share:.0%} of a tenth of the visual field"
-        yield finding(recording, second, "picture", "flashes", message)
+    flashing: set[int] = set()  # seconds; both themes have the same motions, so one of them in full is enough
+    for name, frame_rate in (("dark", FLASH_RATE), ("light", FRAME_RATE)):
+        frames, _ = low_quality_frames(scene_class, unit, SMALL, frame_rate=frame_rate, theme_name=name)
+        luminance = np.stack([relative_luminance(frame) for frame in frames])
+        if unit == LOOP:  # it goes on with its beginning
+            luminance = np.concatenate([luminance, luminance[:frame_rate]])
+        for second, share in flashes(luminance, frame_rate):
+            if not flashing & {int(second) - 1, int(second), int(second) + 1}:
+                flashing.add(int(second))
+                area = f"over {share:.0%} of a tenth of the visual field ({name} theme)"
+                message = f"more than {FLASHES} flashes within a second, {area}"
+                yield finding(recording, second, "picture", "flashes", message)
     if unit == LOOP:
+        for thing, message in _unlike(recording):
+            yield finding(recording, recording.seconds, thing.name, "loop", message)
+        frames, after = low_quality_frames(scene_class, unit, LARGE)
         difference = np.abs(after.astype(int) - frames[0]).max(axis=2) > LEVELS
         if difference.mean() >= LOOP_SHARE:
             message = f"{difference.mean():.1%} of the picture jumps where the loop begins again"
             yield finding(recording, recording.seconds, "loop", "loop", message)
 
 
+def _unlike(recording: Recording) -> Iterator[tuple[Drawn, str]]:
+    """Yield what a loop begins with and does not end with, or the other way around: words, numbers, cells."""
+    first = recording.looks[0].things if recording.looks else ()
+    for here, there, when in ((first, recording.after, "begins"), (recording.after, first, "ends")):
+        others = [mark for thing in there for mark in thing.marks]
+        for thing in here:
+            marks = (mark for mark in thing.marks if mark.kind == TEXT or (mark.kind == BOX and thing.ledger))
+            lone = next((mark for mark in marks if not any(_looks_like(mark, other) for other in others)), None)
+            if lone is not None:
+                yield thing, f"{repr(lone.text) if lone.text else 'a cell'} is there only when the loop {when}"
+
+
+def _looks_like(mark: Mark, other: Mark) -> bool:
+    if mark.kind != other.kind or mark.text != other.text:
+        return False
+    near = max(abs(a - b) for a, b in zip(mark[1:5], other[1:5], strict=True)) <= NEAR
+    colors = (theme.mix(theme.BACKGROUND, one.color, min(1.0, one.opacity)) for one in (mark, other))
+    return near and max(abs(a - b) for a, b in zip(*map(theme.rgb, colors), strict=True)) <= LEVELS / 255
+
+
 def low_quality_frames(
-    scene_class: type[TopicScene], unit: str, size: tuple[int, int]
+    scene_class: type[TopicScene],
+    unit: str,
+    size: tuple[int, int],
+    *,
+    frame_rate: int = FRAME_RATE,
+    theme_name: str = "dark",
 ) -> tuple[np.ndarray, np.ndarray]:
     """Render a unit in memory; returns its frames (T, H, W, 3) and the picture that would come next."""
-    with tempconfig({**Quality(*size, FRAME_RATE).manim_settings(), "dry_run": True}):
-        theme.use(theme.current())
-        renderer = _Keeping(camera_class=KitCamera)
-        scene = scene_class(renderer, unit=unit)
-        scene.render()
-        renderer.static_image = None
-        renderer.update_frame(scene)
-        after = renderer.get_frame()[..., :3]
+    before = theme.current()
+    try:
+        theme.use(theme_name)
+        with tempconfig({**Quality(*size, frame_rate).manim_settings(), "dry_run": True}):
+            theme.use(theme_name)
+            renderer = _Keeping(frame_rate, camera_class=KitCamera)
+            scene = scene_class(renderer, unit=unit)
+            scene.render()
+            renderer.static_image = None
+            renderer.update_frame(scene)
+            after = renderer.get_frame()[..., :3]
+    finally:
+        theme.use(before)
     return np.stack(renderer.frames), after
 
 
 class _Keeping(CairoRenderer):
     """Keeps the frames it draws."""
 
-    def __init__(self, **kwargs: Any) -> None:
+    def __init__(self, frame_rate: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        self.frame_rate = frame_rate
         self.frames: list[np.ndarray] = []
 
     def add_frame(self, frame: np.ndarray, num_frames: int = 1) -> None:
-        self.time += num_frames / FRAME_RATE
+        self.time += num_frames / self.frame_rate
         self.frames += [frame[..., :3]] * num_frames
 
 
