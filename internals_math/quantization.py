@@ -9,7 +9,7 @@ QLoRA (2305.14314) for NF4 and double quantization, whose functions live in `nor
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from internals_math.normal_float import (
@@ -343,6 +343,8 @@ class Granularity:
     codes: Int[Tensor, "K rows i"]
     w_hat: Float[Tensor, "K rows i"]
     err: Float[Tensor, "K rows i"]  # w_hat - w
+    abs_err: Float[Tensor, "K rows i"]
+    sets_scale: Bool[Tensor, "K rows i"]  # the weights that the step of their neighbors comes from
     scale: Float[Tensor, "K rows i"]  # the step that each weight got
     num_scales: Int[Tensor, " K"]
     mse: Float[Tensor, " K"]
@@ -371,6 +373,7 @@ class Trace(TopicTrace):
     matrix: str  # the projection that chapters 1, 3, 5 and 6 take their weights from
     w_row: Float[Tensor, " 8"]  # 8 neighbors that share one scale
     grid: Float[Tensor, " levels"]
+    grid_codes: Int[Tensor, " levels"]
     q_row: Int[Tensor, " 8"]
     w_row_hat: Float[Tensor, " 8"]
     err_row: Float[Tensor, " 8"]
@@ -409,6 +412,7 @@ class Trace(TopicTrace):
     outlier_dims: Int[Tensor, " outliers"]
     y_int8: Float[Tensor, "T 8"]  # what the two lanes give, first outputs
     y_lane: Float[Tensor, "T 8"]
+    y_split: Float[Tensor, "T 8"]  # their sum
     y_exact: Float[Tensor, "T 8"]
     y_err_naive: Float[Tensor, "T 8"]
     y_err_split: Float[Tensor, "T 8"]
@@ -421,6 +425,7 @@ class Trace(TopicTrace):
     gptq_W: Float[Tensor, "8 8"]
     gptq_W_steps: Float[Tensor, "8 8 8"]  # after each column
     gptq_nudges: Float[Tensor, "8 8 8"]  # what each column changed: its own rounding and what the others took over
+    gptq_shift: Float[Tensor, "8 8 8"]  # after each column, how far the weights are from where they were
     gptq_H: Float[Tensor, "8 8"]
     gptq_flow: Float[Tensor, "8 8"]  # row j: how column j's rounding error spreads; 1 on the diagonal, 0 left of it
     gptq_codes: Int[Tensor, "8 8"]
@@ -435,6 +440,7 @@ class Trace(TopicTrace):
     layer_err_rtn: Float[Tensor, " N"]
     layer_err_gptq: Float[Tensor, " N"]
     layers_improved: int
+    num_matrices: int
     bits_axis: Int[Tensor, " B"]
     methods: Method
     loss_fp32: float
@@ -444,6 +450,8 @@ class Trace(TopicTrace):
     bytes_fp32: float
     sample_names: tuple[str, ...]
     samples: tuple[str, ...]  # what the models write after the prompt, each row rounded
+    sample_words: tuple[str, ...]  # of all samples, one after the other
+    sample_bounds: Int[Tensor, " bounds"]  # words of sample k: from bounds[k] up to bounds[k + 1]
     prompt: str
 
 

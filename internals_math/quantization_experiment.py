@@ -5,7 +5,7 @@ from functools import cache
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from internals_math import progress, tiny_lm
@@ -88,6 +88,7 @@ def number_line(config: Config) -> dict[str, Any]:
         "matrix": tiny_lm.short_name(MATRIX),
         "w_row": row,
         "grid": grids[chosen].levels()[0],
+        "grid_codes": torch.arange(grids[chosen].qmin, grids[chosen].qmax + 1),
         "q_row": codes[chosen],
         "w_row_hat": hats[chosen],
         "err_row": hats[chosen] - row,
@@ -105,12 +106,24 @@ def number_line(config: Config) -> dict[str, Any]:
     }
 
 
+def widest(matrix: Float[Tensor, "rows i"], group_size: int, symmetric: bool) -> Bool[Tensor, "rows i"]:
+    """Return which weights the step of their group comes from: the largest, or both ends of the range."""
+    groups = matrix.reshape(-1, group_size)
+    if symmetric:
+        ends = groups.abs() == groups.abs().amax(dim=1, keepdim=True)
+    else:
+        high, low = groups.amax(dim=1, keepdim=True), groups.amin(dim=1, keepdim=True)
+        ends = ((groups == high) & (high > 0)) | ((groups == low) & (low < 0))
+    return ends.view_as(matrix)
+
+
 def granularities(config: Config) -> dict[str, Any]:
     """Return a crop of weights with one scale for all, for each row and for each group."""
     crop = weights()[MATRIX][:ROW]  # (8, 32)
-    bits, columns = config.bits, []
+    bits, columns, sizes = config.bits, [], []
     for shared, group_size in ((crop.reshape(1, -1), None), (crop, None), (crop, config.group_size)):
         grid = choose_qparams(shared, bits, config.symmetric, group_size)
+        sizes.append(grid.group_size)
         codes = quantize(shared, grid)
         w_hat = dequantize(codes, grid).view_as(crop)
         scale = grid.scale.repeat_interleave(grid.group_size, dim=1).view_as(crop)
@@ -124,6 +137,8 @@ def granularities(config: Config) -> dict[str, Any]:
             codes=torch.stack(codes),
             w_hat=torch.stack(w_hat),
             err=torch.stack(err),
+            abs_err=torch.stack(err).abs(),
+            sets_scale=torch.stack([widest(crop, size, config.symmetric) for size in sizes]),
             scale=torch.stack(scale),
             num_scales=torch.tensor(counts),
             mse=torch.stack(errors),
@@ -213,6 +228,7 @@ def loud_channel(config: Config) -> dict[str, Any]:
         "outlier_dims": split.outlier_dims,
         "y_int8": (split.output - lane)[shown],
         "y_lane": lane[shown],
+        "y_split": split.output[shown],
         "y_exact": exact[shown],
         "y_err_naive": (naive.output - exact)[shown],
         "y_err_split": (split.output - exact)[shown],
@@ -259,6 +275,7 @@ def error_feedback(config: Config) -> dict[str, Any]:
         "gptq_W": weight,
         "gptq_W_steps": result.steps,
         "gptq_nudges": result.steps - before,
+        "gptq_shift": result.steps - weight,
         "gptq_H": hessian.float(),
         "gptq_flow": (upper / upper.diagonal()[:, None]).float(),
         "gptq_codes": result.q,
@@ -345,6 +362,7 @@ def whole_model(config: Config) -> dict[str, Any]:
         "layer_err_rtn": plain,
         "layer_err_gptq": improved,
         "layers_improved": int((improved < plain).sum()),
+        "num_matrices": len(errors),
         "bits_axis": torch.tensor(BITS),
         "methods": Method(METHODS, loss, loss - loss_fp32, sizes[..., 0], sizes[..., 1]),
         "loss_fp32": loss_fp32,
@@ -354,5 +372,7 @@ def whole_model(config: Config) -> dict[str, Any]:
         "bytes_fp32": model_bytes(base.num_params, 32),
         "sample_names": tuple(names),
         "samples": tuple(samples),
+        "sample_words": tuple(" ".join(samples).split()),
+        "sample_bounds": torch.tensor([0, *(len(sample.split()) for sample in samples)]).cumsum(dim=0),
         "prompt": tiny_lm.PROMPT,
     }

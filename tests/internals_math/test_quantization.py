@@ -1,5 +1,6 @@
 import math
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -446,6 +447,8 @@ def test_the_number_line_agrees_with_itself(default):
     assert (default.err_row.abs() <= default.half_step * (1 + 1e-5)).all()
     torch.testing.assert_close(default.w_row + default.err_row, default.w_row_hat)
     torch.testing.assert_close(default.grid[default.q_row.long() + 7], default.w_row_hat)
+    assert default.grid_codes.tolist() == list(range(-7, 8))
+    torch.testing.assert_close(default.grid_codes * default.step, default.grid)
     assert (default.sweep_err.abs() <= default.sweep_half_step[:, None] * (1 + 1e-5)).all()
     levels = (~default.sweep_grid.isnan()).sum(dim=1)
     assert levels.tolist() == [3, 7, 15, 31, 63, 127, 255]
@@ -481,8 +484,19 @@ def test_finer_scales_lower_the_error_of_the_crop_and_cost_bits(default):
     assert table.bits_per_weight.tolist() == [4.0625, 4.5, 6.0]
     torch.testing.assert_close(table.w_hat, default.crop + table.err)
     torch.testing.assert_close(table.codes * table.scale, table.w_hat)
+    torch.testing.assert_close(table.abs_err, table.err.abs())
     for k, scales in enumerate(table.num_scales.tolist()):
         assert len(table.scale[k].unique()) <= scales
+        assert int(table.sets_scale[k].sum()) == scales
+        setters = table.sets_scale[k]
+        torch.testing.assert_close(default.crop[setters].abs() / 7, table.scale[k][setters])
+
+
+def test_a_range_comes_from_both_of_its_ends_or_from_zero_and_one():
+    rows = torch.tensor([[-2.0, 1.0, 3.0, 0.5], [1.0, 4.0, 2.0, 3.0], [-1.0, -5.0, 0.0, -2.0]])
+    ends = experiment.widest(rows, 4, symmetric=False)
+    assert ends.tolist() == [[True, False, True, False], [False, True, False, False], [False, True, False, False]]
+    assert experiment.widest(rows, 2, symmetric=True)[0].tolist() == [True, False, True, False]
 
 
 def test_nf4_fits_these_weights_better_than_an_even_grid_and_uses_more_of_its_bits(default):
@@ -518,6 +532,7 @@ def test_the_loud_channel_changes_nothing_but_the_integers(default):
     assert default.x_out_int8_naive[:, dim].abs().max() == 127
     torch.testing.assert_close(default.x_lane[:, 0], default.x_out[:, dim])
     torch.testing.assert_close(default.y_int8 + default.y_lane, default.y_exact + default.y_err_split)
+    torch.testing.assert_close(default.y_int8 + default.y_lane, default.y_split)
     assert default.y_err_naive.square().mean() > 9 * default.y_err_split.square().mean()
     rising = default.y_rmse_naive
     assert (rising[1:] > rising[:-1]).all()
@@ -560,6 +575,8 @@ def test_gptq_moves_the_weights_further_and_the_output_less(default):
     assert float(default.gptq_err_after_column[-1]) == pytest.approx(default.gptq_err, rel=1e-5)
     assert float(default.rtn_err_after_column[-1]) == pytest.approx(default.rtn_err, rel=1e-5)
     torch.testing.assert_close(default.gptq_W + default.gptq_nudges.sum(dim=0), default.gptq_W_steps[-1])
+    torch.testing.assert_close(default.gptq_W + default.gptq_shift, default.gptq_W_steps)
+    torch.testing.assert_close(default.gptq_shift, default.gptq_nudges.cumsum(dim=0), atol=1e-6, rtol=1e-4)
     for column, nudge in enumerate(default.gptq_nudges):
         assert (nudge[:, :column] == 0).all()
         spread = nudge[:, column, None] * default.gptq_flow[column, column:]
@@ -594,7 +611,7 @@ def test_the_errors_of_gptq_and_of_plain_rounding_are_those_on_the_calibration_t
 
 
 def test_gptq_lowers_the_output_error_of_nearly_every_matrix(default):
-    assert len(default.layer_names) == 21
+    assert len(default.layer_names) == default.num_matrices == 21
     assert default.layers_improved >= 20
 
 
@@ -652,6 +669,9 @@ def test_the_model_keeps_talking_at_four_bits_and_breaks_at_two(default):
     assert default.loss_fp32 > default.entropy_floor
     assert default.samples[0] != default.samples[-1]
     assert len(default.samples) == len(default.sample_names) == 4
+    bounds = default.sample_bounds.tolist()
+    cuts = [" ".join(default.sample_words[start:end]) for start, end in pairwise(bounds)]
+    assert cuts == list(default.samples)
 
 
 def test_sizes_count_what_is_stored(default):
