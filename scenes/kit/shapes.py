@@ -43,6 +43,7 @@ class Frame(Picture):
         color: str | None = None,
         line: float = theme.LINE,
         fill: str | None = None,
+        radius: float = 0.1,
     ) -> None:
         super().__init__(width, height)
         grounds = {palette[name] for palette in theme.THEMES.values() for name in ("SURFACE", "BACKGROUND")}
@@ -50,7 +51,7 @@ class Frame(Picture):
             raise ValueError(
                 f"a frame is filled with theme.SURFACE or theme.BACKGROUND, got {fill!r}; a cell shows a value"
             )
-        self.line, self.fill = _thin(line), fill
+        self.line, self.fill, self.radius = _thin(line), fill, radius
         self.tint = _role(color, theme.TEXT)
 
     @classmethod
@@ -67,7 +68,9 @@ class Frame(Picture):
     def draw(self, painter: Painter) -> None:
         width, height = self.local_width, self.local_height
         color = theme.hex_color(tuple(self.tint))
-        painter.box(-width / 2, -height / 2, width, height, fill=self.fill, stroke=color, line=self.line, radius=0.1)
+        painter.box(
+            -width / 2, -height / 2, width, height, fill=self.fill, stroke=color, line=self.line, radius=self.radius
+        )
 
 
 class Stroke(Picture):
