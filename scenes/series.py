@@ -101,7 +101,7 @@ TOPICS = (
         "Quantization",
         "Discretization, rounding errors, and the math of compressing model weights.",
         "Compression",
-        CORE,
+        FINISHED,
     ),
     Topic("qlora", "QLoRA", "Fine-tune 65B models on a single GPU with 4-bit quantization.", "Compression", CORE),
     Topic(

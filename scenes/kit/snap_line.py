@@ -191,7 +191,7 @@ class SnapLine(Picture):
         return (
             Data(self.values, values, self.amounts),
             Data(self.hats, np.where(self.snapped, hats, values), self.places),
-            Data(self.levels, levels[~np.isnan(levels)], self.grid),
+            _compared(self.levels, levels[~np.isnan(levels)], self.grid),
         )
 
     def ledger(self) -> list[tuple[str, str]]:
@@ -282,7 +282,7 @@ class LevelCounts(Picture):
 
     def data(self) -> tuple[Data, ...]:
         levels, counts = (np.asarray(part, dtype=float) for part in (self.levels, self.counts))
-        return (Data(self.levels, levels, self.grid), Data(self.counts, counts, self.amounts))
+        return (_compared(self.levels, levels, self.grid), _compared(self.counts, counts, self.amounts))
 
     def ledger(self) -> list[tuple[str, str]]:
         bars = [("bars", self.counts.origin)] if self.presence > 0 else []
@@ -299,3 +299,10 @@ def between(start: np.ndarray, end: np.ndarray, alpha: float) -> np.ndarray:
     places = np.linspace(0, 1, most)
     first, last = (row[np.round(places * (len(row) - 1)).astype(int)] for row in (start, end))
     return first + (last - first) * alpha
+
+
+def _compared(values: Traced, meant: np.ndarray, drawn: np.ndarray) -> Data:
+    """Return what is drawn beside what it is of; on the way there may be more or fewer of them than there will be."""
+    if len(drawn) != len(meant):
+        drawn = drawn[np.round(np.linspace(0, len(drawn) - 1, len(meant))).astype(int)]
+    return Data(values, meant, drawn)
