@@ -234,6 +234,9 @@ class Trace(TopicTrace):
     fill_share: Float[Tensor, "K N"]  # 0..1
     ref_counts: Int[Tensor, "K N"]
     blocks_free: Int[Tensor, " K"]
+    block_ids: Int[Tensor, " N"]
+    slot_owner: Int[Tensor, "K slots"]  # request whose block a slot is in, -1 = free
+    slot_filled: Int[Tensor, "K slots"]  # 1 = holds a token
     max_abs_diff_logits: float  # to generation with a contiguous cache, over every step of every request
     steps_compared: int
     # Chapter 4: the last decoding step of the first request, one head.
@@ -264,6 +267,8 @@ class Trace(TopicTrace):
     share_fill_share: Float[Tensor, "F N"]
     share_ref_counts: Int[Tensor, "F N"]
     share_owner: Int[Tensor, "F N"]  # sample, C = shared by several, -1 = free
+    share_slot_owner: Int[Tensor, "F slots"]
+    share_slot_filled: Int[Tensor, "F slots"]
     share_blocks_used: Int[Tensor, " F"]
     share_blocks_alone: Int[Tensor, " F"]  # what as many tables without sharing would hold
     share_copies: int

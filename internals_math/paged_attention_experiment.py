@@ -287,6 +287,9 @@ def paged_fields(run: Run, config: Config) -> dict[str, Any]:
         "fill_share": state["filled"] / size,
         "ref_counts": state["ref_counts"],
         "blocks_free": (state["ref_counts"] == 0).sum(dim=1),
+        "block_ids": torch.arange(config.num_blocks),
+        "slot_owner": state["slot_owner"],
+        "slot_filled": state["slot_filled"],
     }
 
 
@@ -323,6 +326,8 @@ def pool_state(
         "owner": owner,
         "filled": filled,
         "ref_counts": ref_counts,
+        "slot_owner": owner.repeat_interleave(size, dim=1),
+        "slot_filled": (torch.arange(size) < filled[..., None]).long().flatten(1),
     }
 
 
@@ -433,6 +438,8 @@ def share_fields(config: Config) -> dict[str, Any]:
         "share_fill_share": state["filled"] / config.block_size,
         "share_ref_counts": state["ref_counts"],
         "share_owner": state["owner"],
+        "share_slot_owner": state["slot_owner"],
+        "share_slot_filled": state["slot_filled"],
         "share_blocks_used": (state["ref_counts"] > 0).sum(dim=1),
         "share_blocks_alone": state["ref_counts"].sum(dim=1),
         "share_copies": sum(frame.copy.src >= 0 for frame in frames),

@@ -80,7 +80,7 @@ TOPICS = (
         "PagedAttention",
         "Virtual memory for KV cache that powers vLLM's 24x throughput.",
         "Attention",
-        CORE,
+        FINISHED,
     ),
     Topic(
         "rope",

@@ -31,6 +31,7 @@ class Curve:
     low: Traced | None = None  # the spread around the curve
     high: Traced | None = None
     whiskers: bool = False  # a stroke at every point in place of a band
+    strength: float | None = None  # opacity of the filled area
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,7 @@ class Chart(Picture):
         dots: float = 0.0,
         spread: tuple[Traced, Traced] | None = None,
         whiskers: bool = False,
+        strength: float | None = None,
         drawn: float = 1.0,
     ) -> int:
         """Add a curve and return its number; `drawn=0` then `.animate.draw_curve(number)` draws it live.
@@ -113,6 +115,7 @@ class Chart(Picture):
             fill: fill the area down to the foot of the chart.
             dots: radius of a dot at every point; with `line=0` there are only the dots.
             spread: traced (low, high) around the curve, as a band or as `whiskers`.
+            strength: opacity of the filled area or of the band.
         """
         x, y = require_traced(x, "Chart"), require_traced(y, "Chart")
         low, high = (None, None) if spread is None else (require_traced(part, "Chart") for part in spread)
@@ -122,7 +125,7 @@ class Chart(Picture):
         read = read_text(label)
         pattern = tuple(dash) if dash else None
         style = (role, read.plain, read.parts, fill, pattern, line, label_shift, dots)
-        self.curves = (*self.curves, Curve(x, y, *style, low, high, whiskers))
+        self.curves = (*self.curves, Curve(x, y, *style, low, high, whiskers, strength))
         self.heights = (*self.heights, np.asarray(y, dtype=float))
         self.drawn = np.append(self.drawn, drawn)
         self.shown = np.append(self.shown, 1.0)
@@ -255,7 +258,8 @@ class Chart(Picture):
             self._draw_spread(painter, curve, share, opacity)
         if curve.fill and len(points) > 1:
             ground = [(points[-1, 0], foot), (points[0, 0], foot)]
-            painter.polyline([*points, *ground], fill=role, closed=True, opacity=0.28 * opacity)
+            strength = 0.28 if curve.strength is None else curve.strength
+            painter.polyline([*points, *ground], fill=role, closed=True, opacity=strength * opacity)
         if curve.line > 0 and len(points) > 1:
             painter.polyline(points, stroke=role, line=curve.line, dash=curve.dash, opacity=opacity)
         if curve.dots > 0:
@@ -277,7 +281,8 @@ class Chart(Picture):
         low, high = (_upto(edge, share) for edge in edges)
         role = getattr(theme, curve.role)
         if not curve.whiskers:
-            painter.polyline([*low, *high[::-1]], fill=role, closed=True, opacity=0.22 * opacity)
+            strength = 0.22 if curve.strength is None else curve.strength
+            painter.polyline([*low, *high[::-1]], fill=role, closed=True, opacity=strength * opacity)
             return
         for (x, bottom), (_, top) in zip(low, high, strict=True):
             painter.polyline([(x, bottom), (x, top)], stroke=role, line=theme.HAIRLINE, opacity=opacity)

@@ -1,0 +1,731 @@
+"""Draws internals_math.paged_attention.Trace."""
+
+from typing import Any
+
+import numpy as np
+from manim import DOWN, LEFT, RIGHT, UP, FadeIn, FadeOut, Group, LaggedStart, linear
+
+from internals_math import paged_attention
+from scenes.kit import theme
+from scenes.kit.chart import Chart
+from scenes.kit.gantt import Gantt
+from scenes.kit.label import Label, Readout, StepThrough
+from scenes.kit.motion import ColumnByColumn
+from scenes.kit.shapes import Frame
+from scenes.kit.slot_map import EMPTY, FULL, KEPT, LOST, WASTE, SlotMap
+from scenes.kit.tensor_grid import TensorGrid, largest
+from scenes.kit.token_row import TokenRow
+from scenes.kit.topic_scene import TopicScene, chapter, loop
+from scenes.paged_attention_stage import ROLES, SHARED, Course, Pages, role_of
+
+LOOKS = (EMPTY, FULL, KEPT, WASTE, LOST)  # of the states of a contiguous memory
+STRIP = 32  # slots in a line of it
+AREAS = (("tokens", "KEY"), ("reserved", "SCORE"), ("never used", "LOSS"), ("free or lost", "FROZEN"))
+POLICIES = {"max": "longest answer", "pow2": "rounded up", "oracle": "true length", "paged": "blocks"}
+SET_ASIDE = {
+    "max": "Nobody knows how long an answer gets, so room for the longest is set aside.",
+    "pow2": "Each gets one chunk, with room for the answer’s length rounded up.",
+    "oracle": "Each gets one chunk, with room for its true length.",
+    "paged": "Each gets a block when it needs one.",
+}
+VERDICT = {
+    "max": "Room for the longest possible answer, mostly never used.",
+    "pow2": "Rounding up leaves room that nobody uses.",
+    "oracle": "Even with the true length, room waits for tokens to come.",
+    "paged": "Only the last block of each text has empty room.",
+}
+
+
+class PagedAttention(TopicScene):
+    """A GPU that is full of keys and values can be mostly empty. Where did the memory go?"""
+
+    core = paged_attention
+    notation = ("24x",)
+    takeaway = (
+        "Cut the cache into blocks, keep a table, hand them out on demand: "
+        "memory fills with tokens, and attention stays the same."
+    )
+    loop_alt = (
+        "Tokens of three sequences fill scattered memory blocks while arrows in their block tables follow; finished "
+        "blocks are released."
+    )
+
+    # -- chapter 1 --------------------------------------------------------------------------------------------------
+
+    @chapter("The reservation")
+    def reservation(self):
+        """Room for the longest possible answer, mostly never used."""
+        trace, policy = self.trace, str(self.trace.config.policy)
+        strip = self.strip(0).hide().look_back(0)
+        queue = TokenRow(
+            trace.request_names, tile=0.7, height=0.5, size=0.24,
+            roles=[role_of(k) for k in range(len(trace.request_names))],
+        ).move_to([0, 2.35, 0]).align_to([-4.9, 0, 0], LEFT)  # fmt: skip
+        waiting = Label("waiting", color=theme.MUTED).move_to([-6.4, 2.35, 0], aligned_edge=LEFT)
+        self.say(f"A server has memory for {trace.num_slots:d} tokens. Texts wait to be continued.")
+        self.play(FadeIn(strip, queue, waiting), run_time=theme.QUICK)
+        self.hold(0.4)
+        self.say(SET_ASIDE[policy])
+        last, seated = self.last_tick(), []
+        for sequence in self.holders(0):
+            seated += self.admit(strip, queue, sequence)
+        left = int(trace.waiting[policy][0])
+        self.say("The others wait, though most of the memory is dark." if left else "All of them fit.")
+        if left:
+            self.play(waiting.animate.set_color(theme.LOSS), run_time=0.4)
+        for tick in range(1, last + 1):
+            self.advance(strip, tick)
+        self.say(VERDICT[policy])
+        self.play(strip.animate.look_back(1), run_time=0.9)
+        self.play(FadeIn(*self.key(last)), run_time=theme.QUICK)
+        self.hold(0.8)
+
+    def strip(self, tick: int) -> SlotMap:
+        """Return the memory in lines of chunks, as it is after a tick."""
+        trace = self.trace
+        lines = -(-int(trace.num_slots) // STRIP)
+        height = min(0.72, 2.9 / lines)
+        return SlotMap(
+            trace.contiguous_owner[tick], trace.contiguous_state[tick], block=int(trace.config.block_size),
+            roles=[role_of(k) for k in range(len(trace.request_names))], looks=LOOKS, per_line=STRIP,
+            cell=(0.405, height), gap=(0.0, 0.62 if lines <= 2 else 0.06),
+        ).move_to([0, 0.3, 0])  # fmt: skip
+
+    def last_tick(self) -> int:
+        """Return the last tick before a text leaves the memory."""
+        first = set(self.holders(0))
+        gone = (tick for tick in range(1, len(self.trace.contiguous_owner)) if first - set(self.holders(tick)))
+        return next(gone, len(self.trace.contiguous_owner)) - 1
+
+    def holders(self, tick: int) -> list[int]:
+        """Return the texts that hold memory after a tick."""
+        return sorted({int(one) for one in self.trace.contiguous_owner[tick] if int(one) >= 0})
+
+    def admit(self, strip: SlotMap, queue: TokenRow, sequence: int) -> list[Any]:
+        """Let a text leave the queue, take its chunk, and store its prompt; return what names it."""
+        mine = np.flatnonzero(strip.owner.values == sequence)
+        pace = 1.0 if len(self.holders(0)) <= 2 else 0.5
+        name = queue.tile(sequence)
+        queue.hide(sequence)
+        start = strip.slot_center(int(mine[0]))
+        roomy = len(strip.places) <= 2 * STRIP
+        spot = start + (strip.size[1] / 2 + 0.31) * UP + 0.2 * RIGHT if roomy else start
+        self.play(name.animate.move_to(spot).set_opacity(1 if roomy else 0), run_time=0.7 * pace)
+        edges = self.edges(strip, mine, sequence)
+        stored = mine[[LOOKS[number] == FULL for number in strip.state.values[mine].tolist()]]
+        self.play(FadeIn(*edges), run_time=0.5 * pace)
+        self.play(strip.animate.show(stored), run_time=0.6 * pace)
+        return [name, *edges]
+
+    def edges(self, strip: SlotMap, mine: np.ndarray, sequence: int) -> list[Frame]:
+        """Return frames around slots that lie together in a line."""
+        runs = np.split(mine, np.flatnonzero((np.diff(mine) > 1) | (mine[1:] % STRIP == 0)) + 1)
+        wide, high = strip.size
+        return [
+            Frame(wide * len(run) + 0.02, high + 0.06, color=getattr(theme, role_of(sequence))).move_to(
+                (strip.slot_center(int(run[0])) + strip.slot_center(int(run[-1]))) / 2
+            )
+            for run in runs
+        ]
+
+    def advance(self, strip: SlotMap, tick: int) -> None:
+        """Let every text in the memory store one more token."""
+        before = strip.state.values == LOOKS.index(FULL)
+        strip.set_values(self.trace.contiguous_owner[tick], self.trace.contiguous_state[tick])
+        new = (strip.state.values == LOOKS.index(FULL)) & ~before
+        strip.hide(new)
+        self.play(strip.animate.show(strip.state.values == LOOKS.index(FULL)), run_time=0.45)
+
+    def key(self, tick: int) -> list[Any]:
+        """Return how many slots are in each state after a tick, each beside a slot of that kind."""
+        trace, parts = self.trace, []
+        counts = trace.usage[str(trace.config.policy)][tick]
+        words = (("hold tokens", FULL), ("for tokens to come", KEPT), ("never used", WASTE))
+        x = -6.3
+        for k, (text, look) in enumerate(words):
+            found = np.flatnonzero(trace.contiguous_state[tick].values == LOOKS.index(look))
+            if not len(found):
+                continue
+            one = slice(int(found[0]), int(found[0]) + 1)
+            sample = SlotMap(
+                trace.contiguous_owner[tick, one], trace.contiguous_state[tick, one], block=1, looks=LOOKS,
+                roles=ROLES * 2, per_line=1, cell=(0.405, 0.5),
+            ).move_to([x, -2.1, 0], aligned_edge=LEFT)  # fmt: skip
+            color = theme.LOSS if look == WASTE else theme.TEXT
+            number = Readout(lambda n: f"{n:d}", counts[k], size=0.36, bold=True, color=color)
+            number.next_to(sample, RIGHT, buff=0.2)
+            name = Label(text, color=color).next_to(number, RIGHT, buff=0.2).align_to(number, DOWN)
+            parts += [sample, number, name]
+            x = float(name.get_right()[0]) + 0.7
+        return [*parts, Label("seen in hindsight", color=theme.MUTED).move_to([-6.3, -2.78, 0], aligned_edge=LEFT)]
+
+    # -- chapter 2 --------------------------------------------------------------------------------------------------
+
+    @chapter("Pages")
+    def pages(self):
+        """Cut memory into blocks and keep a table of where they are."""
+        trace = self.trace
+        stage = self.stage((None, None, None))
+        chunks = self.strip(self.last_tick())
+        size = int(trace.config.block_size)
+        self.add(chunks)
+        self.hold(0.3)
+        self.say(f"Cut the memory into blocks of {size_words(trace.config.block_size)}.")
+        self.play(chunks.animate.hide(), run_time=0.6)
+        pool = stage.pool
+        there = {
+            "per_line": STRIP,
+            "cell": tuple(chunks.size),
+            "gap": (0.0, 0.62 if len(chunks.places) <= 64 else 0.06),
+        }
+        home = stage.layout(len(trace.block_ids))
+        pool.hide().show_names(0).lay(**there).move_to(chunks)
+        self.remove(chunks)
+        self.add(pool)
+        cell = (there["cell"][0] - 0.12 / size, there["cell"][1])
+        self.play(pool.animate.lay(**{**there, "cell": cell, "gap": (0.12, there["gap"][1])}), run_time=0.9)
+        self.hold(0.3)
+        self.play(self.to_home(stage, home), run_time=1.4)
+        self.play(pool.animate.show_names(1), FadeIn(*stage.pool_heads), run_time=0.4)
+        self.say("A text is cut the same way. Its pieces may lie anywhere.")
+        table = stage.seat(0)
+        table.hide()
+        words = trace.request_tokens[str(trace.request_names[0])][: int(trace.prompt_len[0])]
+        text = TokenRow(words, size=theme.SMALL, height=0.36, roles=role_of(0))
+        text.move_to([0, -0.2, 0]).align_to([-6.5, 0, 0], LEFT)
+        text = text.scale(min(1.0, 7.0 / text.width)).align_to([-6.5, 0, 0], LEFT)
+        self.play(FadeIn(text, table, stage.names[0], *stage.heads), run_time=theme.QUICK)
+        blocks = stage.blocks_of(0)
+        for j in range(len(blocks)):
+            if j == 1:
+                self.say("Cut memory into blocks and keep a table of where they are.")
+            piece = range(j * size, min((j + 1) * size, len(words)))
+            self.send(stage, 0, j, [(k, text.tile(k)) for k in piece], text, pace=1.0 if len(blocks) <= 3 else 0.3)
+        self.play(FadeOut(text), run_time=0.2)
+        others = [k for k in (1, 2) if k < len(trace.request_names) and len(stage.blocks_of(k))]
+        for sequence in others:
+            self.enter(stage, sequence, run_time=0.9)
+        self.hold(0.5)
+
+    def to_home(self, stage: Pages, home: dict[str, Any]) -> Any:
+        """Return the way of the pool to its place."""
+        there = stage.pool.copy()
+        stage.pool.lay(**home)
+        center = stage.put_pool().get_center()
+        stage.pool.become(there)
+        return stage.pool.animate.lay(**home).move_to(center)
+
+    def send(
+        self, stage: Pages, sequence: int, j: int, tiles: list[tuple[int, TokenRow]], text: TokenRow, *, pace: float
+    ) -> None:
+        """Let a piece of a text travel into its block; the table notes where it lies."""
+        pool, block = stage.pool, stage.blocks_of(sequence)[j]
+        slots = range(pool.slots(block).start, pool.slots(block).start + len(tiles))
+        text.hide([k for k, _ in tiles])
+        for (k, _), slot in zip(tiles, slots, strict=True):
+            pool.write(slot, text.tokens[k])
+        moves = [tile.animate.move_to(pool.slot_center(slot)) for (_, tile), slot in zip(tiles, slots, strict=True)]
+        line = stage.point(sequence, j)
+        self.play(LaggedStart(*moves, lag_ratio=0.06), pool.animate.claim(block), run_time=1.1 * pace)
+        self.remove(*(tile for _, tile in tiles))
+        pool.show(list(slots))
+        self.play(stage.tables[sequence].animate.show(j), line.animate.draw_to(1), run_time=0.7 * pace)
+
+    def stage(self, sequences: tuple[int | None, ...], moment: int = 0) -> Pages:
+        """Return tables and pool of the served texts, with their words in the pool."""
+        trace = self.trace
+        course = Course(trace.block_tables, trace.table_filled, trace.slot_owner, trace.slot_filled)
+        roles = [role_of(k) for k in range(len(trace.request_names))]
+        names = [str(name) for name in trace.request_names]
+        stage = Pages(
+            course, sequences, ids=trace.block_ids, block=int(trace.config.block_size), names=names, roles=roles,
+            moment=moment,
+        )  # fmt: skip
+        for sequence in stage.lanes:
+            self.write(stage, sequence)
+        return stage
+
+    def write(self, stage: Pages, sequence: int) -> list[int]:
+        """Write the words of a text into its slots; return these."""
+        words = self.trace.request_tokens[str(self.trace.request_names[sequence])]
+        slots = stage.slots_of(sequence)
+        for slot, word in zip(slots, words, strict=False):
+            stage.pool.write(slot, word)
+        return slots
+
+    def enter(self, stage: Pages, sequence: int, *, run_time: float) -> None:
+        """Let a text take a lane and store its whole prompt."""
+        table, pool = stage.seat(sequence).hide(), stage.pool
+        slots, blocks = self.write(stage, sequence), stage.blocks_of(sequence)
+        pool.hide(slots)
+        lines = [stage.point(sequence, j) for j in range(len(blocks))]
+        tiles = [stage.word(pool.words[slot], sequence).set_opacity(0) for slot in slots]
+        moves = [
+            tile.animate.move_to(pool.slot_center(slot)).set_opacity(1) for tile, slot in zip(tiles, slots, strict=True)
+        ]
+        self.play(FadeIn(stage.names[sequence], table), run_time=0.25 * run_time)
+        self.play(
+            table.animate.show(), pool.animate.claim(blocks), *(line.animate.draw_to(1) for line in lines),
+            LaggedStart(*moves, lag_ratio=0.1), run_time=0.75 * run_time,
+        )  # fmt: skip
+        self.remove(*tiles)
+        pool.show(slots)
+
+    # -- chapter 3 and the loop -------------------------------------------------------------------------------------
+
+    @chapter("One token at a time")
+    def one_token_at_a_time(self):
+        """A new block is taken only when the last one is full."""
+        trace = self.trace
+        first = [k if k < len(trace.request_names) and stored else None for k, stored in self.stored(0)]
+        stage = self.stage(tuple(first))
+        stage.stand()
+        self.add(*stage.parts())
+        self.say("Each pass of the model adds one token to every text.")
+        end, told = self.first_leaving(), False
+        for tick in range(1, end + 1):
+            takes = any(len(self.rows(tick, s)) > len(self.rows(tick - 1, s)) for s in stage.lanes)
+            if takes and tick > 1 and not told:
+                told = True
+                self.say("A new block is taken only when the last one is full.")
+            self.step(stage, tick, pace=1.0 if tick <= 3 else 0.6)
+        self.say("A text that is done gives its blocks back at once.")
+        self.depart(stage, end, run_time=0.9)
+        if end + 1 < len(trace.slot_owner):
+            self.hold(0.3)
+            arrives = any(s not in stage.lanes and len(self.rows(end + 1, s)) for s in range(len(trace.request_names)))
+            if arrives:
+                self.say("The next text moves in, into whatever blocks are free.")
+            self.step(stage, end + 1, pace=1.3)
+        self.hold(0.6)
+
+    def stored(self, tick: int) -> list[tuple[int, bool]]:
+        """Return of the first three texts whether they are in memory after a tick."""
+        count = len(self.trace.request_names)
+        return [(k, k < count and bool(self.trace.sequence_length[tick, k] > 0)) for k in range(3)]
+
+    def rows(self, tick: int, sequence: int) -> np.ndarray:
+        """Return the blocks of a text after a tick."""
+        table = self.trace.block_tables.values[tick, sequence]
+        return table[~np.isnan(table)]
+
+    def first_leaving(self) -> int:
+        """Return the first tick at whose end a text is done."""
+        lengths = self.trace.sequence_length.values
+        left = (lengths[:-1] > 0) & (lengths[1:] == 0)
+        return int(np.flatnonzero(left.any(axis=1))[0])
+
+    def step(self, stage: Pages, tick: int, *, pace: float) -> None:
+        """Let every text store its next token; those that come in store their prompt."""
+        trace, pool = self.trace, stage.pool
+        running = [s for s in stage.lanes if len(self.rows(tick, s))]
+        stage.go_to(tick)
+        flights, claims, lines = [], [], []
+        for sequence in running:
+            slot = self.write(stage, sequence)[-1]
+            flights.append((slot, stage.word(pool.words[slot], sequence).set_opacity(0)))
+            for j in stage.missing(sequence):
+                claims.append(stage.blocks_of(sequence)[j])
+                lines.append(stage.point(sequence, j))
+                stage.tables[sequence].hide(j)
+        if flights:
+            self.play(*(tile.animate.set_opacity(1) for _, tile in flights), run_time=0.3 * pace)
+        stage.fill_in()
+        if lines:
+            tables = [stage.tables[s].animate.show() for s in running]
+            draw = [line.animate.draw_to(1) for line in lines]
+            self.play(pool.animate.claim(claims), *tables, *draw, run_time=0.5 * pace)
+        if flights:
+            self.play(*(tile.animate.move_to(pool.slot_center(slot)) for slot, tile in flights), run_time=0.6 * pace)
+        self.remove(*(tile for _, tile in flights))
+        pool.show([slot for slot, _ in flights])
+        for sequence in range(len(trace.request_names)):
+            if sequence not in stage.lanes and len(self.rows(tick, sequence)) and len(stage.lanes) < stage.count:
+                self.enter(stage, sequence, run_time=1.2 * pace)
+
+    def depart(self, stage: Pages, tick: int, *, run_time: float) -> None:
+        """Let the texts that are done after a tick give their blocks back."""
+        lengths = self.trace.sequence_length.values
+        after = lengths[tick + 1] if tick + 1 < len(lengths) else np.zeros_like(lengths[0])
+        gone = [s for s in stage.lanes if after[s] == 0]
+        if not gone:
+            return
+        blocks = [block for s in gone for block in stage.blocks_of(s)]
+        slots = [slot for s in gone for slot in stage.slots_of(s)]
+        parts = [part for s in gone for part in stage.leave(s)]
+        self.play(stage.pool.animate.hide(slots).release(blocks), FadeOut(*parts), run_time=run_time)
+
+    @loop
+    def serve(self):
+        """Three texts at a time fill blocks and give them back, until the pool is empty again."""
+        trace = self.trace
+        stage = self.stage((None, None, None))
+        stage.pool.hide()
+        self.add(stage.pool, *stage.heads, *stage.pool_heads)
+        self.hold(0.3)
+        pace = 0.32
+        for tick in range(len(trace.slot_owner)):
+            self.step(stage, tick, pace=pace)
+            self.depart(stage, tick, run_time=0.35)
+        self.hold(0.4)
+
+    # -- chapter 4 --------------------------------------------------------------------------------------------------
+
+    @chapter("Attention does not notice")
+    def attention(self):
+        """Block by block, the softmax comes out the same."""
+        trace = self.trace
+        moment = int(np.flatnonzero(trace.sequence_length.values[:, 0] == len(trace.decode_tokens))[0])
+        stage = self.stage((0, None, None), moment)
+        pool = stage.pool
+        stage.stand(arrows=False)
+        blocks = [int(block) for block in trace.decode_blocks]
+        pool.hide(trace.slot_owner.values[moment] != 0).release().claim(blocks)
+        limit = largest(trace.query)
+        query = TensorGrid(trace.query, cell=(0.2, 0.3), number=None, limit=limit, role="QUERY")
+        query.move_to([-1.45, 2.45, 0])
+        title = Label("query", color=theme.QUERY, bold=True).next_to(query, UP, buff=0.16)
+        panel, panel_names = self.panel()
+        self.say("A query needs keys and values that lie scattered.")
+        self.play(FadeIn(*stage.parts(), query, title), run_time=theme.QUICK)
+        self.hold(0.5)
+        marker = Frame(1.56, stage.tables[0].row, color=theme.QUERY, line=theme.LINE)
+        marker.move_to(stage.tables[0].row_end(0) + 0.74 * LEFT).set_opacity(0)
+        score_limit = largest(trace.block_scores)
+        pace = min(1.0, 4.0 / len(blocks))
+        self.say("It follows the table, block by block.")
+        for j, block in enumerate(blocks):
+            if j == 2:
+                self.say("Only a maximum, a sum and a mix are carried along.")
+            y = pool.block_left(block)[1]
+            mark = marker.animate.move_to(stage.tables[0].row_end(j) + 0.74 * LEFT).set_opacity(1)
+            self.play(
+                mark, FadeOut(title) if j == 0 else query.animate.set_opacity(1),
+                query.animate.move_to([-1.45, y, 0]), pool.animate.focus(pool.slots(block)), run_time=0.8 * pace,
+            ) if j == 0 else self.play(
+                mark, query.animate.move_to([-1.45, y, 0]), pool.animate.focus(pool.slots(block)), run_time=0.8 * pace
+            )  # fmt: skip
+            scores = TensorGrid(
+                trace.block_scores[j], cell=(2.24 / len(trace.block_scores[j]), 0.3), limit=score_limit, role="SCORE",
+                number="+.1f" if len(trace.block_scores[j]) <= 4 else None,
+            ).move_to([0.75, y, 0])  # fmt: skip
+            scores.hide()
+            self.add(scores)
+            self.play(ColumnByColumn(scores), run_time=0.6 * pace)
+            into = [scores.animate.move_to(panel[-1].get_center() + 1.2 * UP).scale(0.6).set_opacity(0)]
+            if j == 0:
+                self.play(*into, FadeIn(*panel, *panel_names), run_time=0.7 * pace)
+            else:
+                maximum, total, mix = panel
+                self.play(
+                    *into, maximum.animate.set_value(trace.running_max[j], RIGHT),
+                    total.animate.set_value(trace.running_sum[j], RIGHT),
+                    mix.animate.set_values(trace.running_output[j]), run_time=0.7 * pace,
+                )  # fmt: skip
+            self.remove(scores)
+            self.hold(0.15 * pace)
+        self.say("Block by block, the softmax comes out the same.")
+        self.play(pool.animate.lead(), FadeOut(marker, query), run_time=0.5)
+        reference = TensorGrid(
+            trace.reference_output, cell=panel[-1].cell, limit=panel[-1].limit, role="FROZEN"
+        ).move_to(panel[-1]).shift(1.15 * DOWN)  # fmt: skip
+        name = Label("all keys side by side", color=theme.MUTED).next_to(reference, UP, buff=0.17)
+        name.align_to(reference, LEFT)
+        self.play(FadeIn(reference, name), run_time=theme.QUICK)
+        landing = panel[-1].copy()
+        self.add(landing)
+        self.play(landing.animate.move_to(reference), run_time=0.9)
+        difference = Label(f"largest difference {trace.max_abs_diff:.0e}", bold=True)
+        difference.next_to(reference, DOWN, buff=0.22).align_to(reference, LEFT)
+        self.play(FadeIn(difference), run_time=0.4)
+        self.hold(0.4)
+
+    def panel(self) -> tuple[tuple[Readout, Readout, TensorGrid], list[Label]]:
+        """Return what a query carries from block to block, and its names."""
+        trace = self.trace
+        limit = largest(trace.running_output)
+        mix = TensorGrid(trace.running_output[0], cell=(0.54, 0.42), limit=limit, role="VALUE")
+        mix.move_to([-4.3, -0.75, 0])
+        readouts, names = [], []
+        for words, value, y in (("maximum", trace.running_max[0], 0.55), ("sum", trace.running_sum[0], 0.1)):
+            name = Label(words, color=theme.MUTED).move_to([mix.get_left()[0], y, 0], aligned_edge=LEFT)
+            number = Readout(lambda v: f"{v:.2f}", value, size=0.22, bold=True, color=theme.SCORE)
+            number.move_to([mix.get_left()[0] + 2.4, y, 0], aligned_edge=RIGHT)
+            readouts.append(number)
+            names.append(name)
+        names.append(
+            Label("mix of values so far", color=theme.VALUE, bold=True).next_to(mix, UP, buff=0.17).align_to(mix, LEFT)
+        )
+        return (readouts[0], readouts[1], mix), names
+
+    # -- chapter 5 --------------------------------------------------------------------------------------------------
+
+    @chapter("Share, then copy on write")
+    def share(self):
+        """Two answers share one prompt until they disagree."""
+        trace = self.trace
+        samples = len(trace.share_tokens)
+        course = Course(
+            trace.share_tables, trace.share_filled, trace.share_slot_owner, trace.share_slot_filled,
+            trace.share_ref_counts,
+        )  # fmt: skip
+        lanes = (0, *(None for _ in range(max(1, samples - 1))))
+        stage = Pages(
+            course, lanes, ids=trace.block_ids, block=int(trace.config.block_size), names=list(trace.share_tokens),
+            roles=[*(role_of(k) for k in range(samples)), SHARED],
+        )  # fmt: skip
+        pool = stage.pool
+        for slot, word in zip(stage.slots_of(0), trace.share_prompt, strict=True):
+            pool.write(slot, word)
+        stage.stand()
+        self.say("One prompt is in memory; several answers are wanted." if samples > 1 else "One prompt, one answer.")
+        self.play(FadeIn(*stage.parts()), run_time=theme.QUICK)
+        self.hold(0.4)
+        if samples > 1:
+            self.fork(stage, samples)
+        told, copied = set[int](), False
+        last = min(len(trace.share_writer), 2 + 4 * samples)  # four tokens of each: some open another block
+        for frame in range(2, last):
+            writer = int(trace.share_writer[frame])
+            is_first = writer not in told and len(told) < 2
+            copies = int(trace.share_copy_from[frame]) >= 0
+            if copies and not copied:
+                self.say("The first to write into a shared block gets a copy of it.")
+            elif is_first and copied:
+                self.say("The last one left writes in place.")
+            elif not told and not copies:
+                self.say("The prompt ends with a full block: nothing needs to be copied.")
+            elif len(told) >= min(2, samples) and frame == 2 + samples:
+                self.say("Two answers share one prompt until they disagree." if samples == 2 else self.sharing())
+            copied |= copies
+            slow = is_first or copies
+            told.add(writer)
+            self.write_sample(stage, frame, pace=1.0 if slow else 0.33 if samples <= 2 else 0.2)
+        used, alone = trace.share_blocks_used[last - 1], trace.share_blocks_alone[last - 1]
+        if samples > 1:
+            self.say(f"{used:d} blocks in place of {alone:d}. A longer prompt saves more.")
+        self.hold(0.6)
+
+    def sharing(self) -> str:
+        return "The answers share one prompt until they disagree."
+
+    def fork(self, stage: Pages, samples: int) -> None:
+        """Copy the table of the first sample, not its blocks."""
+        self.say("A fork copies the table. The blocks count who holds them.")
+        stage.go_to(1)
+        for sample in range(1, samples):
+            table = stage.seat(sample)
+            place = table.get_center()
+            table.move_to(stage.tables[0])
+            lines = [stage.point_from(place, sample, j) for j in range(len(stage.blocks_of(sample)))]
+            self.add(table)
+            counts = stage.pool.animate.set_values(*stage.values(), counts=stage.counts())
+            self.play(table.animate.move_to(place), FadeIn(stage.names[sample]), run_time=0.9)
+            self.play(*(line.animate.draw_to(1) for line in lines), counts, run_time=0.8)
+
+    def write_sample(self, stage: Pages, frame: int, *, pace: float) -> None:
+        """Let a sample store one token, after a copy of its block if others hold that too."""
+        trace, pool = self.trace, stage.pool
+        writer, source = int(trace.share_writer[frame]), int(trace.share_copy_from[frame])
+        word = stage.word(trace.share_word[frame], writer).set_opacity(0)
+        self.play(word.animate.set_opacity(1), run_time=0.4 * pace)
+        old = range(len(pool.words))[pool.slots(source)] if source >= 0 else ()
+        tokens = [(slot, pool.words[slot]) for slot in old if pool.words[slot]]
+        before = stage.blocks_of(writer)
+        stage.go_to(frame)
+        slots = stage.slots_of(writer)
+        pool.write(slots[-1], trace.share_word[frame])
+        if source >= 0:
+            self.copy_block(stage, writer, source, int(trace.share_copy_to[frame]), tokens, before, pace=pace)
+        lines = [stage.point(writer, j) for j in stage.missing(writer)]
+        stage.fill_in()
+        if lines:
+            blocks = stage.blocks_of(writer)
+            self.play(pool.animate.claim(blocks), *(line.animate.draw_to(1) for line in lines), run_time=0.5 * pace)
+        self.play(word.animate.move_to(pool.slot_center(slots[-1])), run_time=0.7 * pace)
+        self.remove(word)
+        pool.show(slots)
+
+    def copy_block(
+        self, stage: Pages, writer: int, source: int, target: int, tokens: list[Any], before: list[int], *, pace: float
+    ) -> None:
+        """Let copies of a block's tokens travel to a new block, and the writer's arrow follow them."""
+        pool = stage.pool
+        start = pool.slots(source).start
+        tiles = []
+        for slot, token in tokens:
+            place = pool.slots(target).start + slot - start
+            pool.write(place, token)
+            tile = TokenRow((token,), size=theme.SMALL, height=0.34, roles=role_of(writer))
+            tiles.append((tile.move_to(pool.slot_center(slot)), place))
+        self.play(
+            pool.animate.claim(target), *(t.animate.move_to(pool.slot_center(p)) for t, p in tiles), run_time=1.0 * pace
+        )
+        self.remove(*(tile for tile, _ in tiles))
+        pool.show([place for _, place in tiles])
+        j = before.index(source)
+        old = stage.arrows.pop((writer, j))
+        line = stage.point(writer, j)
+        stage.fill_in()
+        self.play(FadeOut(old), line.animate.draw_to(1), run_time=0.7 * pace)
+
+    # -- chapter 6 --------------------------------------------------------------------------------------------------
+
+    @chapter("What fits")
+    def what_fits(self):
+        """Same memory, more requests at once: that is the throughput."""
+        trace = self.trace
+        served, models = trace.large_serving, trace.model_slots
+        charts, running, below = [], [], []
+        for k, (policy, words) in enumerate(POLICIES.items()):
+            x = -4.55 + 3.13 * k
+            chart = self.areas(policy, first=k == 0).move_to([x, 0.25, 0])
+            title = Label(words, bold=True).move_to([x, 2.68, 0])
+            count = Readout(lambda n: f"{n:.0f}", trace.large_running[policy][0], size=0.44, bold=True)
+            count.move_to([x - 0.35, 2.12, 0])
+            unit = Label("at once", color=theme.MUTED).move_to([x + 0.2, 0, 0], aligned_edge=LEFT)
+            unit.align_to(count, DOWN)
+            share = Label(f"{served.mean_tokens[k]:.0%} tokens", color=theme.KEY, bold=True).move_to([x, -2.0, 0])
+            lines = [share]
+            if policy in trace.quoted_kv_use:
+                quote = Label(f"paper: {trace.quoted_kv_use[policy]:.1%}", size=theme.SMALL, color=theme.MUTED)
+                lines.append(quote.next_to(share, DOWN, buff=0.16))
+            charts.append(chart)
+            running.append((title, count, unit))
+            below.append(lines)
+        self.say(f"{models.memory_gib[0]:.0f} GiB hold {trace.large_slots:,d} tokens of {models.name[0]}.")
+        self.play(FadeIn(*charts, *(title for title, _, _ in running), *self.meanings()), run_time=theme.QUICK)
+        self.say(f"A simulation: the same {trace.large_requests:d} requests under four ways to hand out memory.")
+        self.play(FadeIn(*(part for _, count, unit in running for part in (count, unit))), run_time=0.4)
+        seconds = 4.2
+        moves = []
+        for policy, chart, (_, count, _) in zip(POLICIES, charts, running, strict=True):
+            field = trace.large_running[policy]
+            alive = int((~np.isnan(field.values)).sum())
+            moves.append(self.drawing(chart, seconds))
+            span = seconds * alive / len(field)
+            moves.append(StepThrough(count, field[:alive], RIGHT, rate_func=linear, run_time=span))
+        self.play(*moves)
+        self.say(f"Same memory, {served.running_ratio[3]:.1f}× the requests at once: that is the throughput.")
+        means = [
+            count.animate.set_value(served.mean_running[k], RIGHT) for k, (_, count, _) in enumerate(running)
+        ]  # fmt: skip
+        average = Label("mean while others wait", size=theme.SMALL, color=theme.MUTED).move_to([6.55, 1.55, 0])
+        average.move_to([running[-1][0].get_center()[0], 1.72, 0])
+        self.play(*means, FadeIn(*(line for lines in below for line in lines)), run_time=0.6)
+        self.hold(0.8)
+        if int(served.preemptions[3]):
+            self.say(f"Out of blocks, the latest request steps back: {served.preemptions[3]:d} times here.")
+
+    def areas(self, policy: str, *, first: bool) -> Chart:
+        """Return how the memory is used over time, as areas one on the other, nothing drawn yet."""
+        trace = self.trace
+        ticks, stack = trace.large_ticks, trace.large_stack[policy]
+        chart = Chart(
+            2.65, 2.6, x=(0, float(ticks[-1])), y=(0, 1), y_ticks=(0, 0.5, 1) if first else (),
+            x_ticks=(0, 10000) if first else (), x_format="count", y_format=".0%", x_label="passes" if first else "",
+        )  # fmt: skip
+        chart.curve(ticks, stack[:, 0], role="KEY", fill=True, strength=0.85, line=0, drawn=0)
+        for k, (_, role) in enumerate(AREAS[1:], start=1):
+            strength = 0.3 if role == "FROZEN" else 0.85
+            edges = (stack[:, k - 1], stack[:, k])
+            chart.curve(ticks, stack[:, k], role=role, spread=edges, strength=strength, line=0, drawn=0)
+        return chart
+
+    def drawing(self, chart: Chart, seconds: float) -> Any:
+        """Return the motion in which all areas of a chart grow."""
+        motion = chart.animate(rate_func=linear, run_time=seconds)
+        for number in range(len(AREAS)):
+            motion = motion.draw_curve(number)
+        return motion
+
+    def meanings(self) -> list[Label]:
+        """Return what the colors of the areas mean."""
+        labels = [Label(words, size=theme.SMALL, color=getattr(theme, role), bold=True) for words, role in AREAS]
+        labels.append(Label("seen in hindsight", size=theme.SMALL, color=theme.MUTED))
+        Group(*labels).arrange(RIGHT, buff=0.6).move_to([0, -2.78, 0])
+        return labels
+
+    # -- chapter 7 --------------------------------------------------------------------------------------------------
+
+    @chapter("How big a page?")
+    def how_big(self):
+        """Small blocks waste little; large ones need short tables."""
+        trace = self.trace
+        sizes, last = trace.sweep_block_sizes, len(trace.sweep_block_sizes) - 1
+        chosen = int(np.flatnonzero(sizes.values == int(trace.large_block_size))[0])
+        looks: dict[str, Any] = {
+            "x": (1, float(sizes[-1])), "log_x": True, "x_ticks": (1, 4, 16, 64, 256), "x_format": "d",
+            "x_label": "slots in a block",
+        }  # fmt: skip
+        waste = Chart(
+            4.9, 3.0, y=(0, 0.16), y_ticks=(0, 0.05, 0.1, 0.15), y_format=".0%", y_label="slots that stay empty",
+            **looks,
+        ).move_to([-3.3, -0.1, 0])  # fmt: skip
+        entries = Chart(
+            4.9, 3.0, y=(0, 500), y_ticks=(0, 100, 200, 300, 400, 500), y_format="d", y_label="blocks in a table",
+            **looks,
+        ).move_to([3.6, -0.1, 0])  # fmt: skip
+        waste.curve(sizes, trace.sweep_waste, role="LOSS", dots=0.06, drawn=0)
+        entries.curve(sizes, trace.sweep_table_entries, role="WEIGHT", dots=0.06, drawn=0)
+        self.say("The larger a block, the more of its last one stays empty.")
+        self.play(FadeIn(waste), run_time=theme.QUICK)
+        self.play(waste.animate(rate_func=linear).draw_curve(0), run_time=1.6)
+        self.say("The smaller a block, the longer the table.")
+        self.play(FadeIn(entries), run_time=theme.QUICK)
+        self.play(entries.animate(rate_func=linear).draw_curve(0), run_time=1.6)
+        self.say(f"vLLM takes {trace.large_block_size:d} slots: little waste, short tables.")
+        self.play(waste.ride(0, 1).animate.ride(0, chosen / last), entries.ride(0, 1).animate.ride(0, chosen / last),
+                  run_time=1.2)  # fmt: skip
+        signs = [
+            Label(f"{trace.sweep_waste[chosen]:.1%}", size=0.32, color=theme.LOSS, bold=True).move_to(
+                waste.point(0, chosen) + 0.55 * UP + 0.1 * LEFT
+            ),
+            Label(f"{trace.sweep_table_entries[chosen]:.0f} blocks", size=0.32, color=theme.WEIGHT, bold=True).move_to(
+                entries.point(0, chosen) + 0.55 * UP + 0.5 * RIGHT
+            ),
+        ]
+        self.play(FadeIn(*signs), run_time=0.4)
+        self.hold(0.6)
+
+    # -- chapter 8 --------------------------------------------------------------------------------------------------
+
+    @chapter("What 24x means")
+    def what_it_means(self):
+        """The largest speed-up is against a loop that serves one batch after the other."""
+        trace = self.trace
+        quoted = trace.quoted_speedup
+        count = len(quoted.against)
+        top = largest(quoted.highest)
+        lines = Gantt(
+            quoted.lowest, quoted.highest, lanes=[""] * count, lane=list(range(count)), roles=["KEY", "KEY", "LOSS"],
+            span=(0, top), width=10.6, height=0.5, gap=0.85, now=0,
+        ).move_to([-0.9, 0.45, 0])  # fmt: skip
+        names, numbers = [], []
+        for k in range(count):
+            y = lines.moment(0, k)[1]
+            place = [lines.get_left()[0], y + 0.47, 0]
+            color = theme.LOSS if k == count - 1 else theme.TEXT
+            names.append(
+                Label(f"over {quoted.against[k]}  ({quoted.source[k]})", color=color).move_to(place, aligned_edge=LEFT)
+            )
+            number = Label(f"{quoted.lowest[k]:g}–{quoted.highest[k]:g}×", size=0.3, bold=True, color=color)
+            numbers.append(number.move_to([lines.get_right()[0] + 0.25, y, 0], aligned_edge=LEFT))
+        note = Label("quoted, not measured here", color=theme.MUTED).move_to([lines.get_left()[0], -1.55, 0],
+                                                                            aligned_edge=LEFT)  # fmt: skip
+        self.say("Others measured how many times as many requests were served.")
+        self.play(FadeIn(lines, *names[:2], note), run_time=theme.QUICK)
+        self.play(lines.animate(rate_func=linear).run_to(quoted.highest[0]), FadeIn(*numbers[:2]), run_time=1.0)
+        self.say(
+            f"{quoted.lowest[0]:g}–{quoted.highest[0]:g}× over tuned servers; {quoted.highest[2]:g}× over a plain loop."
+        )
+        self.play(FadeIn(names[2]), lines.animate(rate_func=linear).run_to(quoted.highest[2]), run_time=1.6)
+        self.play(FadeIn(numbers[2]), run_time=0.4)
+        slower = trace.quoted_kernel_overhead
+        self.say(f"Each attention call gets {slower[0]:.0%} to {slower[1]:.0%} slower, but more requests fit.")
+        self.hold(0.6)
+
+
+def size_words(size: Any) -> str:
+    """Return the size of a block in words."""
+    return f"{size:d} slot" if size == 1 else f"{size:d} slots"
