@@ -1,5 +1,6 @@
 """Draws internals_math.paged_attention.Trace."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ STRIP = 32  # slots in a line of it
 AREAS = (("tokens", "KEY"), ("reserved", "SCORE"), ("never used", "LOSS"), ("free or lost", "FROZEN"))
 POLICIES = {"max": "longest answer", "pow2": "rounded up", "oracle": "true length", "paged": "blocks"}
 SET_ASIDE = {
-    "max": "Nobody knows how long an answer gets, so room for the longest is set aside.",
+    "max": "Nobody knows an answer’s length: the longest is reserved.",
     "pow2": "Each gets one chunk, with room for the answer’s length rounded up.",
     "oracle": "Each gets one chunk, with room for its true length.",
     "paged": "Each gets a block when it needs one.",
@@ -41,10 +42,7 @@ class PagedAttention(TopicScene):
 
     core = paged_attention
     notation = ("24x",)
-    takeaway = (
-        "Cut the cache into blocks, keep a table, hand them out on demand: "
-        "memory fills with tokens, and attention stays the same."
-    )
+    takeaway = "Blocks on demand and a table of where they lie: memory fills with tokens, and attention stays the same."
     loop_alt = (
         "Tokens of three sequences fill scattered memory blocks while arrows in their block tables follow; finished "
         "blocks are released."
@@ -62,7 +60,7 @@ class PagedAttention(TopicScene):
             roles=[role_of(k) for k in range(len(trace.request_names))],
         ).move_to([0, 2.35, 0]).align_to([-4.9, 0, 0], LEFT)  # fmt: skip
         waiting = Label("waiting", color=theme.MUTED).move_to([-6.4, 2.35, 0], aligned_edge=LEFT)
-        self.say(f"A server has memory for {trace.num_slots:d} tokens. Texts wait to be continued.")
+        self.say(f"A server’s memory holds {trace.num_slots:d} tokens. Texts wait.")
         self.play(FadeIn(strip, queue, waiting), run_time=theme.QUICK)
         self.hold(0.4)
         self.say(SET_ASIDE[policy])
@@ -76,9 +74,9 @@ class PagedAttention(TopicScene):
         for tick in range(1, last + 1):
             self.advance(strip, tick)
         self.say(VERDICT[policy])
-        self.play(strip.animate.look_back(1), run_time=0.9)
+        self.play(strip.show().animate.look_back(1), run_time=0.9)
         self.play(FadeIn(*self.key(last)), run_time=theme.QUICK)
-        self.hold(0.8)
+        self.hold(0.4)
 
     def strip(self, tick: int) -> SlotMap:
         """Return the memory in lines of chunks, as it is after a tick."""
@@ -109,7 +107,7 @@ class PagedAttention(TopicScene):
         queue.hide(sequence)
         start = strip.slot_center(int(mine[0]))
         roomy = len(strip.places) <= 2 * STRIP
-        spot = start + (strip.size[1] / 2 + 0.31) * UP + 0.2 * RIGHT if roomy else start
+        spot = start + (strip.size[1] / 2 + 0.33) * UP + 0.2 * RIGHT if roomy else start
         self.play(name.animate.move_to(spot).set_opacity(1 if roomy else 0), run_time=0.7 * pace)
         edges = self.edges(strip, mine, sequence)
         stored = mine[[LOOKS[number] == FULL for number in strip.state.values[mine].tolist()]]
@@ -204,8 +202,8 @@ class PagedAttention(TopicScene):
         self.play(FadeOut(text), run_time=0.2)
         others = [k for k in (1, 2) if k < len(trace.request_names) and len(stage.blocks_of(k))]
         for sequence in others:
-            self.enter(stage, sequence, run_time=0.9)
-        self.hold(0.5)
+            self.enter(stage, sequence, run_time=0.8)
+        self.hold(0.2)
 
     def to_home(self, stage: Pages, home: dict[str, Any]) -> Any:
         """Return the way of the pool to its place."""
@@ -288,16 +286,16 @@ class PagedAttention(TopicScene):
             if takes and tick > 1 and not told:
                 told = True
                 self.say("A new block is taken only when the last one is full.")
-            self.step(stage, tick, pace=1.0 if tick <= 3 else 0.6)
+            self.step(stage, tick, pace=0.9 if tick <= 3 else 0.6)
         self.say("A text that is done gives its blocks back at once.")
-        self.depart(stage, end, run_time=0.9)
+        self.play(*self.departing(stage, end), run_time=0.9)
         if end + 1 < len(trace.slot_owner):
             self.hold(0.3)
             arrives = any(s not in stage.lanes and len(self.rows(end + 1, s)) for s in range(len(trace.request_names)))
             if arrives:
                 self.say("The next text moves in, into whatever blocks are free.")
-            self.step(stage, end + 1, pace=1.3)
-        self.hold(0.6)
+            self.step(stage, end + 1, pace=1.0)
+        self.hold(0.2)
 
     def stored(self, tick: int) -> list[tuple[int, bool]]:
         """Return of the first three texts whether they are in memory after a tick."""
@@ -315,8 +313,8 @@ class PagedAttention(TopicScene):
         left = (lengths[:-1] > 0) & (lengths[1:] == 0)
         return int(np.flatnonzero(left.any(axis=1))[0])
 
-    def step(self, stage: Pages, tick: int, *, pace: float) -> None:
-        """Let every text store its next token; those that come in store their prompt."""
+    def step(self, stage: Pages, tick: int, *, pace: float, along: Sequence[Any] = ()) -> None:
+        """Let every text store its next token, `along` with other motions; those that come in store their prompt."""
         trace, pool = self.trace, stage.pool
         running = [s for s in stage.lanes if len(self.rows(tick, s))]
         stage.go_to(tick)
@@ -328,13 +326,13 @@ class PagedAttention(TopicScene):
                 claims.append(stage.blocks_of(sequence)[j])
                 lines.append(stage.point(sequence, j))
                 stage.tables[sequence].hide(j)
-        if flights:
-            self.play(*(tile.animate.set_opacity(1) for _, tile in flights), run_time=0.3 * pace)
         stage.fill_in()
+        begin = [*along, *(tile.animate.set_opacity(1) for _, tile in flights)]
         if lines:
-            tables = [stage.tables[s].animate.show() for s in running]
-            draw = [line.animate.draw_to(1) for line in lines]
-            self.play(pool.animate.claim(claims), *tables, *draw, run_time=0.5 * pace)
+            begin += [line.animate.draw_to(1) for line in lines]
+            begin += [stage.tables[s].animate.show() for s in running]
+        if begin:
+            self.play(pool.animate.claim(claims), *begin, run_time=(0.6 if lines else 0.4) * pace)
         if flights:
             self.play(*(tile.animate.move_to(pool.slot_center(slot)) for slot, tile in flights), run_time=0.6 * pace)
         self.remove(*(tile for _, tile in flights))
@@ -343,17 +341,15 @@ class PagedAttention(TopicScene):
             if sequence not in stage.lanes and len(self.rows(tick, sequence)) and len(stage.lanes) < stage.count:
                 self.enter(stage, sequence, run_time=1.2 * pace)
 
-    def depart(self, stage: Pages, tick: int, *, run_time: float) -> None:
-        """Let the texts that are done after a tick give their blocks back."""
+    def departing(self, stage: Pages, tick: int) -> list[Any]:
+        """Return the motions in which the texts that are done after a tick give their blocks back."""
         lengths = self.trace.sequence_length.values
         after = lengths[tick + 1] if tick + 1 < len(lengths) else np.zeros_like(lengths[0])
         gone = [s for s in stage.lanes if after[s] == 0]
-        if not gone:
-            return
         blocks = [block for s in gone for block in stage.blocks_of(s)]
         slots = [slot for s in gone for slot in stage.slots_of(s)]
         parts = [part for s in gone for part in stage.leave(s)]
-        self.play(stage.pool.animate.hide(slots).release(blocks), FadeOut(*parts), run_time=run_time)
+        return [stage.pool.animate.hide(slots).release(blocks), FadeOut(*parts)] if gone else []
 
     @loop
     def serve(self):
@@ -363,11 +359,16 @@ class PagedAttention(TopicScene):
         stage.pool.hide()
         self.add(stage.pool, *stage.heads, *stage.pool_heads)
         self.hold(0.3)
-        pace = 0.32
+        leaving: list[Any] = []
         for tick in range(len(trace.slot_owner)):
-            self.step(stage, tick, pace=pace)
-            self.depart(stage, tick, run_time=0.35)
-        self.hold(0.4)
+            if leaving:
+                self.play(*leaving, run_time=0.25)
+            self.step(stage, tick, pace=0.21)
+            if tick == self.first_leaving():
+                self.hold(0.4)  # the pool is at its fullest
+            leaving = self.departing(stage, tick)
+        self.play(*leaving, run_time=0.4)
+        self.hold(0.5)
 
     # -- chapter 4 --------------------------------------------------------------------------------------------------
 
@@ -382,8 +383,8 @@ class PagedAttention(TopicScene):
         blocks = [int(block) for block in trace.decode_blocks]
         pool.hide(trace.slot_owner.values[moment] != 0).release().claim(blocks)
         limit = largest(trace.query)
-        query = TensorGrid(trace.query, cell=(0.2, 0.3), number=None, limit=limit, role="QUERY")
-        query.move_to([-1.45, 2.45, 0])
+        query = TensorGrid(trace.query, cell=(0.14, 0.3), number=None, limit=limit, role="QUERY")
+        query.move_to([-1.1, 2.45, 0])
         title = Label("query", color=theme.QUERY, bold=True).next_to(query, UP, buff=0.16)
         panel, panel_names = self.panel()
         self.say("A query needs keys and values that lie scattered.")
@@ -392,8 +393,8 @@ class PagedAttention(TopicScene):
         marker = Frame(1.56, stage.tables[0].row, color=theme.QUERY, line=theme.LINE)
         marker.move_to(stage.tables[0].row_end(0) + 0.74 * LEFT).set_opacity(0)
         score_limit = largest(trace.block_scores)
-        pace = min(1.0, 4.0 / len(blocks))
-        self.say("It follows the table, block by block.")
+        pace = min(0.9, 4.0 / len(blocks))
+        self.say("It follows the table block by block.")
         for j, block in enumerate(blocks):
             if j == 2:
                 self.say("Only a maximum, a sum and a mix are carried along.")
@@ -401,9 +402,9 @@ class PagedAttention(TopicScene):
             mark = marker.animate.move_to(stage.tables[0].row_end(j) + 0.74 * LEFT).set_opacity(1)
             self.play(
                 mark, FadeOut(title) if j == 0 else query.animate.set_opacity(1),
-                query.animate.move_to([-1.45, y, 0]), pool.animate.focus(pool.slots(block)), run_time=0.8 * pace,
+                query.animate.move_to([-1.1, y, 0]), pool.animate.focus(pool.slots(block)), run_time=0.8 * pace,
             ) if j == 0 else self.play(
-                mark, query.animate.move_to([-1.45, y, 0]), pool.animate.focus(pool.slots(block)), run_time=0.8 * pace
+                mark, query.animate.move_to([-1.1, y, 0]), pool.animate.focus(pool.slots(block)), run_time=0.8 * pace
             )  # fmt: skip
             scores = TensorGrid(
                 trace.block_scores[j], cell=(2.24 / len(trace.block_scores[j]), 0.3), limit=score_limit, role="SCORE",
@@ -438,14 +439,14 @@ class PagedAttention(TopicScene):
         difference = Label(f"largest difference {trace.max_abs_diff:.0e}", bold=True)
         difference.next_to(reference, DOWN, buff=0.22).align_to(reference, LEFT)
         self.play(FadeIn(difference), run_time=0.4)
-        self.hold(0.4)
+        self.hold(0.2)
 
     def panel(self) -> tuple[tuple[Readout, Readout, TensorGrid], list[Label]]:
         """Return what a query carries from block to block, and its names."""
         trace = self.trace
         limit = largest(trace.running_output)
-        mix = TensorGrid(trace.running_output[0], cell=(0.54, 0.42), limit=limit, role="VALUE")
-        mix.move_to([-4.3, -0.75, 0])
+        mix = TensorGrid(trace.running_output[0], cell=(0.58, 0.42), limit=limit, role="VALUE")
+        mix.move_to([-4.23, -0.85, 0])
         readouts, names = [], []
         for words, value, y in (("maximum", trace.running_max[0], 0.55), ("sum", trace.running_sum[0], 0.1)):
             name = Label(words, color=theme.MUTED).move_to([mix.get_left()[0], y, 0], aligned_edge=LEFT)
@@ -496,18 +497,17 @@ class PagedAttention(TopicScene):
             elif not told and not copies:
                 self.say("The prompt ends with a full block: nothing needs to be copied.")
             elif len(told) >= min(2, samples) and frame == 2 + samples:
-                self.say("Two answers share one prompt until they disagree." if samples == 2 else self.sharing())
+                who = "Two answers" if samples == 2 else "The answers"
+                self.say(f"{who} share one prompt until they disagree.")
             copied |= copies
             slow = is_first or copies
             told.add(writer)
             self.write_sample(stage, frame, pace=1.0 if slow else 0.33 if samples <= 2 else 0.2)
         used, alone = trace.share_blocks_used[last - 1], trace.share_blocks_alone[last - 1]
         if samples > 1:
-            self.say(f"{used:d} blocks in place of {alone:d}. A longer prompt saves more.")
+            saved = Label(f"{used:d} blocks in place of {alone:d}", size=0.26, bold=True)
+            self.play(FadeIn(saved.move_to([-6.3, -2.3, 0], aligned_edge=LEFT)), run_time=0.4)
         self.hold(0.6)
-
-    def sharing(self) -> str:
-        return "The answers share one prompt until they disagree."
 
     def fork(self, stage: Pages, samples: int) -> None:
         """Copy the table of the first sample, not its blocks."""
@@ -595,9 +595,9 @@ class PagedAttention(TopicScene):
             below.append(lines)
         self.say(f"{models.memory_gib[0]:.0f} GiB hold {trace.large_slots:,d} tokens of {models.name[0]}.")
         self.play(FadeIn(*charts, *(title for title, _, _ in running), *self.meanings()), run_time=theme.QUICK)
-        self.say(f"A simulation: the same {trace.large_requests:d} requests under four ways to hand out memory.")
+        self.say(f"A simulation: {trace.large_requests:d} requests, four ways to hand out memory.")
         self.play(FadeIn(*(part for _, count, unit in running for part in (count, unit))), run_time=0.4)
-        seconds = 4.2
+        seconds = 3.3
         moves = []
         for policy, chart, (_, count, _) in zip(POLICIES, charts, running, strict=True):
             field = trace.large_running[policy]
@@ -606,14 +606,13 @@ class PagedAttention(TopicScene):
             span = seconds * alive / len(field)
             moves.append(StepThrough(count, field[:alive], RIGHT, rate_func=linear, run_time=span))
         self.play(*moves)
-        self.say(f"Same memory, {served.running_ratio[3]:.1f}× the requests at once: that is the throughput.")
         means = [
             count.animate.set_value(served.mean_running[k], RIGHT) for k, (_, count, _) in enumerate(running)
         ]  # fmt: skip
-        average = Label("mean while others wait", size=theme.SMALL, color=theme.MUTED).move_to([6.55, 1.55, 0])
-        average.move_to([running[-1][0].get_center()[0], 1.72, 0])
-        self.play(*means, FadeIn(*(line for lines in below for line in lines)), run_time=0.6)
-        self.hold(0.8)
+        units = [unit.animate.set_text("on average") for _, _, unit in running]
+        self.play(*means, *units, FadeIn(*(line for lines in below for line in lines)), run_time=0.6)
+        self.say(f"Same memory, {served.running_ratio[3]:.1f}× the requests at once: that is the throughput.")
+        self.hold(0.4)
         if int(served.preemptions[3]):
             self.say(f"Out of blocks, the latest request steps back: {served.preemptions[3]:d} times here.")
 
@@ -643,7 +642,7 @@ class PagedAttention(TopicScene):
         """Return what the colors of the areas mean."""
         labels = [Label(words, size=theme.SMALL, color=getattr(theme, role), bold=True) for words, role in AREAS]
         labels.append(Label("seen in hindsight", size=theme.SMALL, color=theme.MUTED))
-        Group(*labels).arrange(RIGHT, buff=0.6).move_to([0, -2.78, 0])
+        Group(*labels).arrange(RIGHT, buff=0.6).move_to([0, -2.7, 0])
         return labels
 
     # -- chapter 7 --------------------------------------------------------------------------------------------------
@@ -686,7 +685,7 @@ class PagedAttention(TopicScene):
             ),
         ]
         self.play(FadeIn(*signs), run_time=0.4)
-        self.hold(0.6)
+        self.hold(0.2)
 
     # -- chapter 8 --------------------------------------------------------------------------------------------------
 
@@ -713,7 +712,7 @@ class PagedAttention(TopicScene):
             numbers.append(number.move_to([lines.get_right()[0] + 0.25, y, 0], aligned_edge=LEFT))
         note = Label("quoted, not measured here", color=theme.MUTED).move_to([lines.get_left()[0], -1.55, 0],
                                                                             aligned_edge=LEFT)  # fmt: skip
-        self.say("Others measured how many times as many requests were served.")
+        self.say("Others measured the gain in requests served.")
         self.play(FadeIn(lines, *names[:2], note), run_time=theme.QUICK)
         self.play(lines.animate(rate_func=linear).run_to(quoted.highest[0]), FadeIn(*numbers[:2]), run_time=1.0)
         self.say(
@@ -722,7 +721,7 @@ class PagedAttention(TopicScene):
         self.play(FadeIn(names[2]), lines.animate(rate_func=linear).run_to(quoted.highest[2]), run_time=1.6)
         self.play(FadeIn(numbers[2]), run_time=0.4)
         slower = trace.quoted_kernel_overhead
-        self.say(f"Each attention call gets {slower[0]:.0%} to {slower[1]:.0%} slower, but more requests fit.")
+        self.say(f"Attention gets {slower[0]:.0%} to {slower[1]:.0%} slower, but more requests fit.")
         self.hold(0.6)
 
 

@@ -11,7 +11,7 @@ from scenes.kit import theme
 from scenes.kit.label import Label
 from scenes.kit.page_table import COLUMN, PageTable
 from scenes.kit.shapes import Stroke
-from scenes.kit.slot_map import SlotMap
+from scenes.kit.slot_map import COUNTS, SlotMap
 from scenes.kit.token_row import TokenRow
 from scenes.kit.traced import Traced
 
@@ -80,7 +80,7 @@ class Pages:
         self.pool_heads[0].move_to([right + 0.44, TOP + 0.16, 0], aligned_edge=RIGHT)
         if course.counts is not None:
             held = Label("held by", size=theme.SMALL, color=theme.MUTED)
-            self.pool_heads = [held.move_to([right + 0.85, TOP + 0.16, 0], aligned_edge=RIGHT)]
+            self.pool_heads.append(held.move_to([right + COUNTS, TOP + 0.16, 0]))
 
     def layout(self, blocks: int) -> dict[str, Any]:
         """Return how the pool lies: a block in a line, sixteen lines."""
@@ -92,7 +92,7 @@ class Pages:
 
     def put_pool(self) -> SlotMap:
         """Put the pool where it belongs, at the right."""
-        edge = 5.65 if self.course.counts is not None else 6.0
+        edge = 5.15 if self.course.counts is not None else 6.0
         return self.pool.move_to([edge - self.pool.width / 2, TOP - self.pool.height / 2, 0])
 
     # -- lanes -------------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from scenes.kit.traced import Traced, format_number, require_traced
 from scenes.kit.typography import Style, width
 
 EMPTY, FULL, KEPT, WASTE, LOST = "empty", "full", "kept", "waste", "lost"
+COUNTS = 0.95  # from a block to the middle of its count
 ROOM = 0.24  # height of a slot that has room for text
 KEPT_SHARE = 0.42  # how much of its owner's color a slot has that is kept for later
 
@@ -238,7 +239,7 @@ class SlotMap(Picture):
                 text = format_number(int(self._counts(block) or 0), "d")
                 strong = Style(theme.SMALL, "numbers", bold=True)
                 color = theme.TEXT if int(text) < 2 else theme.SCORE
-                painter.text(text, x + 0.72, y, strong, color=color, opacity=float(self.ink))
+                painter.text(text, x + COUNTS, y, strong, color=color, opacity=float(self.ink))
 
     def _counts(self, block: int) -> Traced | None:
         """Return how many hold a block, None if nobody does or it is not shown."""
