@@ -275,9 +275,9 @@ class Trace(TopicTrace):
     share_max_abs_diff: float  # logits, to a run without any cache
     # Chapter 6: what fits.
     usage_names: tuple[str, ...]
-    usage: dict[str, Int[Tensor, "K_p 4"]]  # our requests, by policy, slots
-    running: dict[str, Int[Tensor, " K_p"]]
-    waiting: dict[str, Int[Tensor, " K_p"]]
+    usage: dict[str, Int[Tensor, "_ 4"]]  # our requests, by policy (each takes its own number of ticks), slots
+    running: dict[str, Int[Tensor, " _"]]
+    waiting: dict[str, Int[Tensor, " _"]]
     serving: Serving
     large_requests: int
     large_slots: int

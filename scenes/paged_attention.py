@@ -56,7 +56,7 @@ class PagedAttention(TopicScene):
         trace, policy = self.trace, str(self.trace.config.policy)
         strip = self.strip(0).hide().look_back(0)
         queue = TokenRow(
-            trace.request_names, tile=0.7, height=0.5, size=0.24,
+            trace.request_names, tile=0.7, height=0.44, size=0.22,
             roles=[role_of(k) for k in range(len(trace.request_names))],
         ).move_to([0, 2.35, 0]).align_to([-4.9, 0, 0], LEFT)  # fmt: skip
         waiting = Label("waiting", color=theme.MUTED).move_to([-6.4, 2.35, 0], aligned_edge=LEFT)
@@ -393,7 +393,7 @@ class PagedAttention(TopicScene):
         marker = Frame(1.56, stage.tables[0].row, color=theme.QUERY, line=theme.LINE)
         marker.move_to(stage.tables[0].row_end(0) + 0.74 * LEFT).set_opacity(0)
         score_limit = largest(trace.block_scores)
-        pace = min(0.9, 4.0 / len(blocks))
+        pace = min(0.82, 4.0 / len(blocks))
         self.say("It follows the table block by block.")
         for j, block in enumerate(blocks):
             if j == 2:
@@ -531,11 +531,13 @@ class PagedAttention(TopicScene):
         self.play(word.animate.set_opacity(1), run_time=0.4 * pace)
         old = range(len(pool.words))[pool.slots(source)] if source >= 0 else ()
         tokens = [(slot, pool.words[slot]) for slot in old if pool.words[slot]]
-        before = stage.blocks_of(writer)
+        before, counts, colors = stage.blocks_of(writer), pool.counts, pool.color
         stage.go_to(frame)
         slots = stage.slots_of(writer)
         pool.write(slots[-1], trace.share_word[frame])
         if source >= 0:
+            pool.counts = counts  # until the writer has left the block
+            pool.color[pool.slots(source)] = colors[pool.slots(source)]
             self.copy_block(stage, writer, source, int(trace.share_copy_to[frame]), tokens, before, pace=pace)
         lines = [stage.point(writer, j) for j in stage.missing(writer)]
         stage.fill_in()
@@ -567,7 +569,8 @@ class PagedAttention(TopicScene):
         old = stage.arrows.pop((writer, j))
         line = stage.point(writer, j)
         stage.fill_in()
-        self.play(FadeOut(old), line.animate.draw_to(1), run_time=0.7 * pace)
+        parted = pool.animate.set_values(*stage.values(), counts=stage.counts())
+        self.play(FadeOut(old), line.animate.draw_to(1), parted, run_time=0.7 * pace)
 
     # -- chapter 6 --------------------------------------------------------------------------------------------------
 
@@ -582,8 +585,8 @@ class PagedAttention(TopicScene):
             chart = self.areas(policy, first=k == 0).move_to([x, 0.25, 0])
             title = Label(words, bold=True).move_to([x, 2.68, 0])
             count = Readout(lambda n: f"{n:.0f}", trace.large_running[policy][0], size=0.44, bold=True)
-            count.move_to([x - 0.35, 2.12, 0])
-            unit = Label("at once", color=theme.MUTED).move_to([x + 0.2, 0, 0], aligned_edge=LEFT)
+            count.move_to([x - 0.75, 2.12, 0])
+            unit = Label("at once", color=theme.MUTED).move_to([x - 0.25, 0, 0], aligned_edge=LEFT)
             unit.align_to(count, DOWN)
             share = Label(f"{served.mean_tokens[k]:.0%} tokens", color=theme.KEY, bold=True).move_to([x, -2.0, 0])
             lines = [share]
@@ -609,7 +612,7 @@ class PagedAttention(TopicScene):
         means = [
             count.animate.set_value(served.mean_running[k], RIGHT) for k, (_, count, _) in enumerate(running)
         ]  # fmt: skip
-        units = [unit.animate.set_text("on average") for _, _, unit in running]
+        units = [unit.animate.set_text("at once (mean)") for _, _, unit in running]
         self.play(*means, *units, FadeIn(*(line for lines in below for line in lines)), run_time=0.6)
         self.say(f"Same memory, {served.running_ratio[3]:.1f}× the requests at once: that is the throughput.")
         self.hold(0.4)
@@ -722,7 +725,7 @@ class PagedAttention(TopicScene):
         self.play(FadeIn(numbers[2]), run_time=0.4)
         slower = trace.quoted_kernel_overhead
         self.say(f"Attention gets {slower[0]:.0%} to {slower[1]:.0%} slower, but more requests fit.")
-        self.hold(0.6)
+        self.hold(0.2)
 
 
 def size_words(size: Any) -> str:

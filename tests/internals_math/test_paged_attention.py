@@ -623,6 +623,20 @@ def test_all_blocks_of_a_table_are_full_but_the_last(trace):
     assert torch.equal(total.long(), trace.sequence_length)
 
 
+def test_a_slot_belongs_to_the_owner_of_its_block_and_blocks_fill_from_the_left(trace):
+    pictures = (
+        (trace.slot_owner, trace.slot_filled, trace.physical_owner, trace.filled),
+        (trace.share_slot_owner, trace.share_slot_filled, trace.share_owner, (trace.share_fill_share * 4).long()),
+    )
+    assert trace.block_ids.tolist() == list(range(16))
+    for owners, full, block_owners, filled in pictures:
+        for block in range(16):
+            slots = slice(block * 4, block * 4 + 4)
+            assert (owners[:, slots] == block_owners[:, block, None]).all()
+            assert torch.equal(full[:, slots].sum(dim=1), filled[:, block])
+            assert (full[:, slots].diff(dim=1) <= 0).all()
+
+
 def test_a_word_is_stored_by_the_sample_that_wrote_it(trace):
     written = {name: [] for name in trace.share_tokens}
     for writer, word in zip(trace.share_writer.tolist(), trace.share_word, strict=True):
