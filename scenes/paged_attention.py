@@ -11,7 +11,7 @@ from scenes.kit import theme
 from scenes.kit.chart import Chart
 from scenes.kit.gantt import Gantt
 from scenes.kit.label import Label, Readout, StepThrough
-from scenes.kit.motion import ColumnByColumn
+from scenes.kit.motion import ColumnByColumn, Stream
 from scenes.kit.shapes import Frame
 from scenes.kit.slot_map import EMPTY, FULL, KEPT, LOST, WASTE, SlotMap
 from scenes.kit.tensor_grid import TensorGrid, largest
@@ -106,12 +106,14 @@ class PagedAttention(TopicScene):
         name = queue.tile(sequence)
         queue.hide(sequence)
         start = strip.slot_center(int(mine[0]))
-        roomy = len(strip.places) <= 2 * STRIP
+        is_chunk = str(self.trace.config.policy) != "paged"
+        roomy = is_chunk and len(strip.places) <= 2 * STRIP
         spot = start + (strip.size[1] / 2 + 0.33) * UP + 0.2 * RIGHT if roomy else start
         self.play(name.animate.move_to(spot).set_opacity(1 if roomy else 0), run_time=0.7 * pace)
-        edges = self.edges(strip, mine, sequence)
+        edges = self.edges(strip, mine, sequence) if is_chunk else []
         stored = mine[[LOOKS[number] == FULL for number in strip.state.values[mine].tolist()]]
-        self.play(FadeIn(*edges), run_time=0.5 * pace)
+        if edges:
+            self.play(FadeIn(*edges), run_time=0.5 * pace)
         self.play(strip.animate.show(stored), run_time=0.6 * pace)
         return [name, *edges]
 
@@ -257,14 +259,11 @@ class PagedAttention(TopicScene):
         slots, blocks = self.write(stage, sequence), stage.blocks_of(sequence)
         pool.hide(slots)
         lines = [stage.point(sequence, j) for j in range(len(blocks))]
-        tiles = [stage.word(pool.words[slot], sequence).set_opacity(0) for slot in slots]
-        moves = [
-            tile.animate.move_to(pool.slot_center(slot)).set_opacity(1) for tile, slot in zip(tiles, slots, strict=True)
-        ]
+        tiles = [stage.word(pool.words[slot], sequence) for slot in slots]
         self.play(FadeIn(stage.names[sequence], table), run_time=0.25 * run_time)
         self.play(
             table.animate.show(), pool.animate.claim(blocks), *(line.animate.draw_to(1) for line in lines),
-            LaggedStart(*moves, lag_ratio=0.1), run_time=0.75 * run_time,
+            Stream(tiles, [pool.slot_center(slot) for slot in slots]), run_time=0.75 * run_time,
         )  # fmt: skip
         self.remove(*tiles)
         pool.show(slots)
@@ -505,8 +504,8 @@ class PagedAttention(TopicScene):
             self.write_sample(stage, frame, pace=1.0 if slow else 0.33 if samples <= 2 else 0.2)
         used, alone = trace.share_blocks_used[last - 1], trace.share_blocks_alone[last - 1]
         if samples > 1:
-            saved = Label(f"{used:d} blocks in place of {alone:d}", size=0.26, bold=True)
-            self.play(FadeIn(saved.move_to([-6.3, -2.3, 0], aligned_edge=LEFT)), run_time=0.4)
+            saved = Label(f"{used:d} blocks in place of {alone:d}", size=0.22, bold=True)
+            self.play(FadeIn(saved.move_to([-6.3, -2.79, 0], aligned_edge=LEFT)), run_time=0.4)
         self.hold(0.6)
 
     def fork(self, stage: Pages, samples: int) -> None:

@@ -85,10 +85,11 @@ class Pages:
     def layout(self, blocks: int) -> dict[str, Any]:
         """Return how the pool lies: a block in a line, sixteen lines."""
         parts = -(-blocks // LINES)
-        wide = 4.0 if parts == 1 else (6.4 - 0.75 * (parts - 1)) / parts
+        whole, aisle = (4.0, 0.55) if self.course.counts is None or parts == 1 else (5.4, 1.2)
+        wide = (whole - aisle * (parts - 1)) / parts
         pitch = HEIGHT / LINES
         return {"per_line": self.block, "cell": (wide / self.block, pitch - 0.05), "gap": (0.0, 0.05), "lines": LINES,
-                "aisle": 0.75}  # fmt: skip
+                "aisle": aisle}  # fmt: skip
 
     def put_pool(self) -> SlotMap:
         """Put the pool where it belongs, at the right."""

@@ -78,6 +78,33 @@ class Visit(Animation):
             self.on_rest(leg, max(0.0, (place - leg - (1 - self.rest)) / self.rest))
 
 
+class Stream(Animation):
+    """Let pictures leave for their places one after the other; each is seen from the moment it leaves.
+
+    Args:
+        lag: part of its way that a picture has gone when the next one leaves.
+    """
+
+    def __init__(
+        self, pictures: Sequence[Picture], places: Sequence[np.ndarray], *, lag: float = 0.15, **kwargs: Any
+    ) -> None:
+        if len(pictures) != len(places):
+            raise ValueError(f"{len(pictures)} pictures need as many places, got {len(places)}")
+        self.pictures, self.places, self.lag = list(pictures), [np.asarray(place) for place in places], lag
+        kwargs.setdefault("rate_func", linear)
+        super().__init__(Group(*pictures), **kwargs)
+
+    def begin(self) -> None:
+        self.starts = [picture.get_center() for picture in self.pictures]
+        super().begin()
+
+    def interpolate_mobject(self, alpha: float) -> None:
+        gone = self.rate_func(alpha) * (1 + self.lag * (len(self.pictures) - 1))
+        for k, (picture, start, place) in enumerate(zip(self.pictures, self.starts, self.places, strict=True)):
+            share = float(np.clip(gone - k * self.lag, 0, 1))
+            picture.move_to(start + (place - start) * smooth(share)).set_opacity(float(share > 0))
+
+
 def pour(rows: Sequence[Picture], target: Mobject, **kwargs: Any) -> AnimationGroup:
     """Return an animation in which rows travel into one place and melt into it."""
     moves = [row.animate.move_to(target).set_opacity(0) for row in rows]

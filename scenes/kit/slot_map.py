@@ -14,7 +14,7 @@ from scenes.kit.typography import Style, width
 
 EMPTY, FULL, KEPT, WASTE, LOST = "empty", "full", "kept", "waste", "lost"
 COUNTS = 0.95  # from a block to the middle of its count
-ROOM = 0.24  # height of a slot that has room for text
+ROOM, WORD_ROOM = 0.24, 0.55  # height of a slot that has room for text, and its width
 KEPT_SHARE = 0.42  # how much of its owner's color a slot has that is kept for later
 
 
@@ -214,7 +214,7 @@ class SlotMap(Picture):
 
     def _has_room(self, slot: int) -> bool:
         word = self.words[slot]
-        if not word or self.size[1] < ROOM:
+        if not word or self.size[1] < ROOM or self.size[0] < WORD_ROOM:
             return False
         return word == BOS or width(str(word), self.style) <= self.size[0] - 0.08
 

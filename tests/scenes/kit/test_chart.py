@@ -158,3 +158,13 @@ def test_a_chart_refuses_bare_arrays_and_fields_of_other_lengths():
 )
 def test_round_ticks_are_as_close_together_as_their_number_allows(low, high, most, expected):
     assert round_ticks(low, high, most) == pytest.approx(expected)
+
+
+def test_areas_can_stand_on_each_other_as_strong_as_they_are_asked_to_be():
+    axes = chart()
+    low, high = (Traced(name, np.full(5, amount)) for name, amount in (("low", 1.0), ("high", 3.0)))
+    axes.curve(X, low, role="KEY", fill=True, strength=1.0, line=0)
+    axes.curve(X, high, role="LOSS", spread=(low, high), strength=1.0, line=0)
+    image = pixels(axes, FINE)
+    seen = [color_at(image, axes.place(2.5, height)) for height in (0.5, 2.5, 3.5)]
+    assert seen == [theme.KEY, theme.LOSS, theme.BACKGROUND]
