@@ -385,7 +385,7 @@ class Quantization(TopicScene):
             trace.x_out_int8_naive, cell=(0.65, 0.4), number="d", limit=largest(trace.x_out_int8_naive)
         ).move_to([3.6, 1.35, 0])  # fmt: skip
         integers = Label("the same as integers", bold=True).next_to(codes, UP, buff=0.22).align_to(codes, LEFT)
-        moving = x.copy().recede().hide_numbers()  # in full color, what slides by would flicker
+        moving = x.copy().recede().hide_numbers().set_z_index(-1)  # in full color, what slides by would flicker
         self.add(moving)
         self.play(moving.animate.move_to(codes), FadeIn(integers), run_time=1.2)
         self.play(FadeIn(codes), FadeOut(moving), run_time=0.5)
@@ -657,8 +657,7 @@ class Quantization(TopicScene):
         name = Label(f"{trace.sample_names[k]}", color=theme.TEXT, bold=True)
         if side is not None:
             bits = quantization.SAMPLES[k - 1]
-            name.next_to(chart.point(0, np.asarray(trace.bits_axis).tolist().index(bits)), side, buff=0.2)
-            name.shift(0.3 * LEFT if side is UP else 0)
+            name.next_to(chart.point(0, np.asarray(trace.bits_axis).tolist().index(bits)), side, buff=0.22)
             self.play(FadeIn(name.copy()), run_time=0.2)
             self.add(name)
         start, end = int(trace.sample_bounds[k]), int(trace.sample_bounds[k + 1])

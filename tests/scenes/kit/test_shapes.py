@@ -5,6 +5,7 @@ import pytest
 
 from scenes.kit import theme
 from scenes.kit.shapes import Frame, Stroke
+from tests.scenes.kit.drawing import FINE, color_at, pixels
 
 WAVE = [[x, np.sin(x), 0] for x in np.linspace(-3, 3, 50)]
 
@@ -31,3 +32,9 @@ def test_a_panel_a_way_with_corners_and_a_closed_track_are_shapes():
     assert Frame(4, 3, color=theme.LINES, fill=theme.SURFACE).set_color(theme.QUERY).fill == theme.SURFACE
     assert len(Stroke([0, 0, 0], [1, 0, 0], [1, 1, 0], line=theme.THICK).path) == 3
     assert len(Stroke(*([np.cos(a), np.sin(a), 0] for a in np.linspace(0, 2 * np.pi, 80))).path) == 80
+
+
+def test_the_corners_of_a_small_frame_can_be_sharper():
+    corner = np.array([-1.015, 1.015, 0])
+    assert color_at(pixels(Frame(2, 2, line=theme.THICK), FINE), corner) == theme.BACKGROUND
+    assert color_at(pixels(Frame(2, 2, line=theme.THICK, radius=0.0), FINE), corner) == theme.TEXT
