@@ -54,7 +54,7 @@ class Quantization(TopicScene):
         self.play(FadeIn(weight, *values), run_time=theme.QUICK)
         self.add(line)
         self.play(RowByRow(line), run_time=1.2)
-        self.say(f"{trace.config.bits:d} bits make a grid: a few levels, each with a code.")
+        self.say(f"{trace.config.bits:d} bits make a grid of levels, each with a code.")
         self.play(line.animate.show_ticks(), run_time=0.8)
         self.say("Each weight snaps to the nearest tick. Red is the error.")
         self.play(line.animate.focus(0), run_time=0.3)
@@ -86,8 +86,9 @@ class Quantization(TopicScene):
         self.errors_to_panel(line, error, lane)
 
     def span(self, grid: Any, room: float) -> tuple[float, float]:
-        """Return the ends of a line on which a grid fills all but a share of both sides."""
-        low, high = float(np.nanmin(np.asarray(grid))), float(np.nanmax(np.asarray(grid)))
+        """Return the ends of a line on which a grid and the weights fill all but a share of both sides."""
+        both = np.concatenate([np.asarray(grid).reshape(-1), np.asarray(self.trace.w_row)])
+        low, high = float(np.nanmin(both)), float(np.nanmax(both))
         return low - room * (high - low), high + room * (high - low)
 
     def errors_to_panel(self, line: SnapLine, title: Label, lane: float) -> None:
@@ -588,9 +589,10 @@ class Quantization(TopicScene):
         """Weigh how far the weights moved against what the output lost."""
         trace = self.trace
         left, foot = ours.get_left()[0], ours.get_bottom()[1]
+        written = ".1f" if float(trace.rtn_err) > 1 else ".4f"
         rows = (
             ("weight error", f"{trace.rtn_weight_mse:.1e}", f"{trace.gptq_weight_mse:.1e}"),
-            ("output error", f"{trace.rtn_err:.1f}", f"{trace.gptq_err:.1f}"),
+            ("output error", f"{trace.rtn_err:{written}}", f"{trace.gptq_err:{written}}"),
         )
         lines = [
             Label(words, face="words" if column == 0 else "numbers", color=color).move_to(
@@ -620,9 +622,10 @@ class Quantization(TopicScene):
         trace = self.trace
         methods = trace.methods
         high = 1.1 * max(largest(methods.loss), 1.0)
+        most = max(10, int(np.ceil(largest(methods.bits_per_weight))))
         low = 0.85 * float(trace.entropy_floor)
         chart = Chart(
-            7.4, 2.7, x=(2, 10.2), y=(low, high), x_ticks=range(2, 11), x_format="d", log_y=True,
+            7.4, 2.7, x=(2, most + 0.2), y=(low, high), x_ticks=range(2, most + 1), x_format="d", log_y=True,
             y_ticks=[y for y in (0.4, 0.6, 1, 2, 4, 6) if low < y < high], y_format="g",
             x_label="bits a weight, with scales", y_label="loss on unseen texts, nats a word, log scale",
         ).move_to([-2.2, 1.1, 0])  # fmt: skip

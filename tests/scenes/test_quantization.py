@@ -322,8 +322,17 @@ def test_other_settings_can_be_shown(settings, trace):
         scene, _ = watched(Quantization, unit, trace=other, frame_rate=4)
         assert scene.ledger
         for line in pictures(scene, SnapLine):
+            assert line.span[0] < line.amounts.min()
+            assert line.span[1] > line.amounts.max()
             for data in line.data():
                 np.testing.assert_allclose(data.drawn, data.meant, atol=1e-6)
+
+
+def test_a_chart_is_wide_enough_for_scales_of_small_groups(trace):
+    costly = replace(trace, methods=replace(trace.methods, bits_per_weight=trace.methods.bits_per_weight + 3))
+    scene, _ = watched(Quantization, "price", trace=costly, frame_rate=4)
+    (chart,) = pictures(scene, Chart)
+    assert chart.x_range[1] > costly.methods.bits_per_weight.max()
 
 
 def test_where_no_channel_is_loud_enough_nothing_is_moved(trace):
