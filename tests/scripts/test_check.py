@@ -690,6 +690,24 @@ def test_slow_small_weak_and_bright_changes_are_no_flashes(luminance):
     assert list(flashes(luminance, FRAME_RATE)) == []
 
 
+def scattered(phases, *, hertz=4.3, rate=60, seconds=2):
+    """Return luminance of which one pixel in three blinks, each in its phase (turns)."""
+    time = np.arange(seconds * rate)[:, None, None] / rate
+    where = np.random.default_rng(0).random((90, 160)) < 1 / 3
+    return (where & ((hertz * time + phases) % 1 < 0.5)).astype(np.float32)
+
+
+def test_many_small_areas_flash_together_if_they_flash_at_once():
+    assert list(flashes(scattered(0.0), 60))
+    assert not list(flashes(scattered(np.random.default_rng(1).random((90, 160))), 60))
+
+
+def test_flashes_that_swell_and_fade_are_found():
+    time = np.arange(120)[:, None, None] / 60
+    swelling = np.broadcast_to(0.5 + 0.5 * np.sin(2 * np.pi * 5 * time), (120, 90, 160)).astype(np.float32)
+    assert list(flashes(swelling, 60))
+
+
 def test_the_luminance_is_that_of_wcag():
     frame = np.array([[[255, 255, 255], [0, 0, 0], [14, 17, 22]]], dtype=np.uint8)
     white, black, ground = relative_luminance(frame)[0]

@@ -24,7 +24,9 @@ SMALL, LARGE = (160, 90), (640, 360)  # of a chapter, and of a loop
 # WCAG 2.3.1: a general flash is a pair of opposing changes of relative luminance of 10 % or more where the darker image
 # is below 0.80; at most three within a second, unless the area is small: 25 % of any 10 degrees of the visual field,
 # which is a quarter of a 341 x 256 block of a 1024 x 768 screen.
+# Only what flashes concurrently counts together: not the pixels that a moving pattern changes one after the other.
 CHANGE, DARKER_BELOW, FLASHES = 0.10, 0.80, 3
+AT_ONCE = 1 / 15  # seconds
 BLOCK, BLOCK_SHARE = (256 / 768, 341 / 1024), 0.25
 
 # Edges of lines that end a hair's breadth further on may differ at the ends of a loop; areas may not.
@@ -132,14 +134,15 @@ def flashes(luminance: np.ndarray, frame_rate: float) -> Iterator[tuple[float, f
         frame_rate: frames a second.
     """
     turns = opposing_changes(luminance)  # (T, H, W)
-    span = max(1, round(frame_rate))
+    span, moment = max(1, round(frame_rate)), max(1, round(AT_ONCE * frame_rate))
     recent = np.zeros(luminance.shape[1:], dtype=np.int16)
     quiet_until = -1.0
     for frame, now in enumerate(turns):
         recent += now
         if frame >= span:
             recent -= turns[frame - span]
-        too_many = recent >= 2 * (FLASHES + 1)  # a flash is a pair of changes
+        # a flash is a pair of changes
+        too_many = (recent >= 2 * (FLASHES + 1)) & turns[max(0, frame - moment + 1) : frame + 1].any(axis=0)
         if frame / frame_rate > quiet_until and too_many.any():
             share = _worst_block(too_many)
             if share > BLOCK_SHARE:
