@@ -10,7 +10,7 @@ from internals_math import paged_attention
 from scenes.kit import theme
 from scenes.kit.chart import Chart
 from scenes.kit.gantt import Gantt
-from scenes.kit.label import Label, Readout, StepThrough
+from scenes.kit.label import Label, Readout, StepThrough, counted
 from scenes.kit.motion import ColumnByColumn, Stream
 from scenes.kit.shapes import Frame
 from scenes.kit.slot_map import EMPTY, FULL, KEPT, LOST, WASTE, SlotMap
@@ -170,7 +170,7 @@ class PagedAttention(TopicScene):
         size = int(trace.config.block_size)
         self.add(chunks)
         self.hold(0.3)
-        self.say(f"Cut the memory into blocks of {size_words(trace.config.block_size)}.")
+        self.say(f"Cut the memory into blocks of {counted(trace.config.block_size, 'slot')}.")
         self.play(chunks.animate.hide(), run_time=0.6)
         pool = stage.pool
         there = {
@@ -356,7 +356,7 @@ class PagedAttention(TopicScene):
         trace = self.trace
         stage = self.stage((None, None, None))
         stage.pool.hide()
-        self.add(stage.pool, *stage.heads, *stage.pool_heads)
+        self.add(stage.pool, *stage.heads, *stage.pool_heads, *stage.titles())
         self.hold(0.3)
         leaving: list[Any] = []
         for tick in range(len(trace.slot_owner)):
@@ -399,11 +399,10 @@ class PagedAttention(TopicScene):
                 self.say("Only a maximum, a sum and a mix are carried along.")
             y = pool.block_left(block)[1]
             mark = marker.animate.move_to(stage.tables[0].row_end(j) + 0.74 * LEFT).set_opacity(1)
+            leaving = () if j else (FadeOut(title),)
             self.play(
-                mark, FadeOut(title) if j == 0 else query.animate.set_opacity(1),
-                query.animate.move_to([-1.1, y, 0]), pool.animate.focus(pool.slots(block)), run_time=0.8 * pace,
-            ) if j == 0 else self.play(
-                mark, query.animate.move_to([-1.1, y, 0]), pool.animate.focus(pool.slots(block)), run_time=0.8 * pace
+                mark, *leaving, query.animate.move_to([-1.1, y, 0]), pool.animate.focus(pool.slots(block)),
+                run_time=0.8 * pace,
             )  # fmt: skip
             scores = TensorGrid(
                 trace.block_scores[j], cell=(2.24 / len(trace.block_scores[j]), 0.3), limit=score_limit, role="SCORE",
@@ -725,8 +724,3 @@ class PagedAttention(TopicScene):
         slower = trace.quoted_kernel_overhead
         self.say(f"Attention gets {slower[0]:.0%} to {slower[1]:.0%} slower, but more requests fit.")
         self.hold(0.2)
-
-
-def size_words(size: Any) -> str:
-    """Return the size of a block in words."""
-    return f"{size:d} slot" if size == 1 else f"{size:d} slots"

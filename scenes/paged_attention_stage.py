@@ -82,6 +82,13 @@ class Pages:
             held = Label("held by", size=theme.SMALL, color=theme.MUTED)
             self.pool_heads.append(held.move_to([right + COUNTS, TOP + 0.16, 0]))
 
+    def titles(self) -> list[Label]:
+        """Return words above the tables and above the pool, for a picture without captions."""
+        return [
+            Label(words, bold=True).move_to([place, TOP + 0.6, 0])
+            for words, place in (("block tables", self._table_place(0)[0]), ("memory", self.pool.get_x()))
+        ]
+
     def layout(self, blocks: int) -> dict[str, Any]:
         """Return how the pool lies: a block in a line, sixteen lines."""
         parts = -(-blocks // LINES)

@@ -11,6 +11,7 @@ from scenes.kit.bars import Bars
 from scenes.kit.chart import Chart
 from scenes.kit.label import Label, Readout
 from scenes.kit.motion import RowByRow, Visit
+from scenes.kit.picture import Picture
 from scenes.kit.shapes import Frame, Stroke
 from scenes.kit.snap_line import SEGMENT, LevelCounts, SnapLine
 from scenes.kit.tensor_grid import TensorGrid, largest
@@ -190,7 +191,10 @@ class Quantization(TopicScene):
             for k in range(len(trace.w_row))
         ]
         code.move_to([0, bits.get_y(), 0]).align_to(codes[0], RIGHT)
-        self.add(line, bits, code, *codes)
+        error = Label("rounding error", size=0.26, color=theme.LOSS, bold=True)
+        error.move_to([0, bits.get_y(), 0]).align_to(line, RIGHT)
+        weight = Label("weight", size=0.26, color=theme.WEIGHT, bold=True).next_to(error, LEFT, buff=0.6)
+        self.add(line, bits, weight, error, code, *codes)
         self.hold(0.8)
         for k in (1, 0, 1, 2):
             self.play(
@@ -215,12 +219,10 @@ class Quantization(TopicScene):
         errors.move_to([-3.4, -2.15, 0])
         steps.hide()
         names = [
-            Label(words, color=color, bold=True).next_to(grid, UP, buff=0.15).align_to(grid, LEFT)
-            for words, color, grid in (
-                ("weights", theme.WEIGHT, weights), ("the step each one gets", theme.MAXIMUM, steps),
-                ("the error each one pays", theme.LOSS, errors),
-            )
-        ]  # fmt: skip
+            _above(weights, "weights", theme.WEIGHT),
+            _above(steps, "the step each one gets", theme.MAXIMUM),
+            _above(errors, "the error each one pays", theme.LOSS),
+        ]
         mse = Bars(
             table.mse, length=2.3, step=0.52, role="LOSS", number=".1e", names=table.name, number_size=0.18
         ).move_to([3.95, 1.4, 0]).hide()  # fmt: skip
@@ -229,11 +231,9 @@ class Quantization(TopicScene):
             number_size=0.18,
         ).move_to([3.95, -1.2, 0]).hide()  # fmt: skip
         titles = [
-            Label(words, color=color, bold=True).next_to(bars, UP, buff=0.2).align_to(bars, LEFT)
-            for words, color, bars in (
-                ("mean squared error", theme.LOSS, mse), ("bits a weight, with scales", theme.WEIGHT, cost)
-            )
-        ]  # fmt: skip
+            _above(mse, "mean squared error", theme.LOSS, buff=0.2),
+            _above(cost, "bits a weight, with scales", theme.WEIGHT, buff=0.2),
+        ]
         sentences = (
             "One grid for all: the largest weight sets everybody’s step.",
             "A grid for each row: only its own largest weight matters.",
@@ -499,12 +499,10 @@ class Quantization(TopicScene):
         shift.hide()
         room = Frame.around(shift, pad=0.04, color=theme.LINES, line=theme.HAIRLINE)
         names = [
-            Label(words, color=color, bold=True).next_to(grid, UP, buff=0.15).align_to(grid, LEFT)
-            for words, color, grid in (
-                ("weights", theme.WEIGHT, weights), ("how this error is shared out", theme.SCORE, flow),
-                ("how far the weights have moved", theme.LOSS, shift),
-            )
-        ]  # fmt: skip
+            _above(weights, "weights", theme.WEIGHT),
+            _above(flow, "how this error is shared out", theme.SCORE),
+            _above(shift, "how far the weights have moved", theme.LOSS),
+        ]
         top = largest(trace.rtn_err_after_column, trace.gptq_err_after_column)
         looks: dict[str, Any] = {
             "direction": "up", "limit": top, "length": 3.3, "step": 0.62, "thickness": 0.74, "number": None,
@@ -670,6 +668,10 @@ class Quantization(TopicScene):
         place = name.copy().move_to([-6.55, y, 0], aligned_edge=LEFT)
         self.play(FadeIn(place) if side is None else name.animate.move_to(place), run_time=0.5)
         self.play(RowByRow(words), run_time=0.7)
+
+
+def _above(thing: Picture, words: str, color: str, *, buff: float = 0.15) -> Label:
+    return Label(words, color=color, bold=True).next_to(thing, UP, buff=buff).align_to(thing, LEFT)
 
 
 def _power(value: float) -> str:

@@ -10,7 +10,7 @@ from internals_math import sliding_window_attention
 from scenes.kit import theme
 from scenes.kit.bars import Bars
 from scenes.kit.chart import Chart
-from scenes.kit.label import Label, Readout
+from scenes.kit.label import Label, Readout, counted
 from scenes.kit.layer_stack import LayerStack
 from scenes.kit.links import Links
 from scenes.kit.motion import RowByRow, Visit
@@ -292,9 +292,9 @@ class SlidingWindowAttention(TopicScene):
         law = Readout(self.slot_law, trace.ring_positions[0, 0], size=0.3, bold=True)
         law.move_to([-4.75, 0.55, 0])
         law_name = Label("position mod window = slot", color=theme.MUTED).next_to(law, UP, buff=0.3)
-        words = Readout(self.word_count, trace.pairs_curve_N[0], face="words", size=0.3, bold=True)
+        words = Readout(lambda n: counted(n, "word"), trace.pairs_curve_N[0], face="words", size=0.3, bold=True)
         words.move_to([5.3, 1.1, 0]).align_to([4.75, 0, 0], LEFT)
-        slots = Label(self.slot_count(), size=0.3, bold=True, color=theme.KEY)
+        slots = Label(counted(trace.config.window, "slot"), size=0.3, bold=True, color=theme.KEY)
         slots.next_to(words, DOWN, buff=0.35).align_to(words, LEFT)
         self.say("With a window, older keys are never read again. So keep a ring of slots.")
         self.play(FadeIn(*stage.parts(), law, law_name, words, slots), run_time=theme.MOVE)
@@ -321,15 +321,6 @@ class SlidingWindowAttention(TopicScene):
         self.play(FadeIn(real), run_time=theme.QUICK)
         self.hold(1.0)
 
-    def word_count(self, count: Any) -> str:
-        """Return how many words the text has so far."""
-        return f"{count:d} word" if int(count) == 1 else f"{count:d} words"
-
-    def slot_count(self) -> str:
-        """Return how many slots the ring has."""
-        window = self.trace.config.window
-        return f"{window:d} slot" if int(window) == 1 else f"{window:d} slots"
-
     def slot_law(self, position: Any) -> str:
         """Return how a position finds its slot."""
         return f"{position:d} mod {self.trace.config.window:d} = {self.trace.ring_slot[int(position)]:d}"
@@ -342,7 +333,7 @@ class SlidingWindowAttention(TopicScene):
         first, last = window - 1, min(2 * window, window + 6, count)
         stage = RingStage(trace, wide=True)
         stage.fill(first)
-        name = Label(f"key cache:\n{self.slot_count()}", size=0.24, color=theme.KEY, bold=True)
+        name = Label(f"key cache:\n{counted(trace.config.window, 'slot')}", size=0.24, color=theme.KEY, bold=True)
         name.move_to([-5.2, 1.4, 0])
         self.add(*stage.parts(), *stage.contents, stage.gaze, name)
         self.hold(0.3)

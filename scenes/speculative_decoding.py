@@ -12,7 +12,7 @@ from scenes.kit.chart import Chart
 from scenes.kit.darts import Darts
 from scenes.kit.formula import Formula
 from scenes.kit.gantt import Gantt
-from scenes.kit.label import Label, Readout, StepThrough
+from scenes.kit.label import Label, Readout, StepThrough, counted
 from scenes.kit.motion import RowByRow
 from scenes.kit.shapes import Frame, Stroke, arrow
 from scenes.kit.tensor_grid import largest
@@ -31,7 +31,6 @@ from scenes.speculative_decoding_stage import (
     TARGET,
     Iteration,
     TwoShapes,
-    counted,
 )
 
 PLAIN_PASSES = 8  # of the first chapter

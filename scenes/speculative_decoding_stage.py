@@ -201,8 +201,3 @@ class TwoShapes:
             )
             for k, piece in roomy.items()
         ]
-
-
-def counted(number: Any, one: str, more: str = "") -> str:
-    """Return a number of things in words."""
-    return f"{number:d} {one if number == 1 else more or one + 's'}"

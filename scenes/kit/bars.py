@@ -8,13 +8,13 @@ import numpy as np
 
 from scenes.kit import theme
 from scenes.kit.painter import Painter
-from scenes.kit.picture import Data, Measure, Picture
+from scenes.kit.picture import Data, Measure, Parts
 from scenes.kit.token_row import BOS, require_tokens
 from scenes.kit.traced import Traced, format_number, require_traced
 from scenes.kit.typography import Style, width
 
 
-class Bars(Picture):
+class Bars(Parts):
     """One bar for each value of a 1-D field; NaN is no bar.
 
     The box is the ground the bars grow on: names stand before it, numbers at the end of each bar.
@@ -113,31 +113,9 @@ class Bars(Picture):
         self.ghosts = None
         return self
 
-    def show(self, which: Any = slice(None)) -> Self:
-        """Let bars be as long as their values."""
-        return self._set("presence", which, 1.0)
-
-    def hide(self, which: Any = slice(None)) -> Self:
-        """Let bars shrink to nothing; `hide()` then `.animate.show()` grows them from zero."""
-        return self._set("presence", which, 0.0)
-
-    def focus(self, which: Any) -> Self:
-        """Let everything recede but these bars."""
-        return self._set("emphasis", slice(None), 0.0)._set("emphasis", which, 1.0)
-
-    def lead(self, which: Any = slice(None)) -> Self:
-        """Bring bars back to full color."""
-        return self._set("emphasis", which, 1.0)
-
     def paint(self, which: Any, role: str) -> Self:
         """Give bars the color of a role."""
         return self._set("color", which, np.array(theme.rgb(getattr(theme, role))))
-
-    def _set(self, name: str, which: Any, amount: Any) -> Self:
-        state = getattr(self, name).copy()
-        state[which] = amount
-        setattr(self, name, state)
-        return self
 
     def tip(self, index: int) -> np.ndarray:
         """Return the scene point at the end of a bar."""
@@ -192,9 +170,7 @@ class Bars(Picture):
             if math.isnan(amount):
                 continue
             zero, end, across = self._span(index, amount)
-            strength = theme.DIMMED + (1 - theme.DIMMED) * float(self.emphasis[index])
-            own = theme.hex_color(tuple(colors[index]))
-            color = theme.mix(theme.BACKGROUND, own, round(strength * 32) / 32)
+            color = theme.recede(theme.hex_color(tuple(colors[index])), float(self.emphasis[index]))
             low, size = min(zero, end), max(abs(end - zero), 0.012)
             shown = min(1.0, 4 * float(self.presence[index]))
             if self.outline:

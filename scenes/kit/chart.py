@@ -149,21 +149,15 @@ class Chart(Picture):
 
     def draw_curve(self, number: int, share: float = 1.0) -> Self:
         """Draw a curve up to a share of its points."""
-        self.drawn = self.drawn.copy()
-        self.drawn[number] = share
-        return self
+        return self._set("drawn", number, share)
 
     def show_curve(self, number: int, opacity: float = 1.0) -> Self:
         """Let a curve fade to an opacity."""
-        self.shown = self.shown.copy()
-        self.shown[number] = opacity
-        return self
+        return self._set("shown", number, opacity)
 
     def ride(self, number: int, share: float) -> Self:
         """Put a marker on a curve at a share of its points."""
-        self.rider = self.rider.copy()
-        self.rider[number] = share
-        return self
+        return self._set("rider", number, share)
 
     def set_range(self, *, x: tuple[float, float] | None = None, y: tuple[float, float] | None = None) -> Self:
         """Show another range; everything on the axes moves along."""

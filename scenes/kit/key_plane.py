@@ -76,12 +76,6 @@ class KeyPlane(Picture):
         """Drop the tips of keys on the line and lay their signed lengths along it; 0 takes them up again."""
         return self._set("dropped", which, amount)
 
-    def _set(self, name: str, which: Any, amount: float) -> Self:
-        state = getattr(self, name).copy()
-        state[which] = amount
-        setattr(self, name, state)
-        return self
-
     @property
     def origin(self) -> np.ndarray:
         """Return the scene point where all arrows start."""
@@ -108,8 +102,8 @@ class KeyPlane(Picture):
     def _draw_key(self, painter: Painter, k: int, start: tuple[float, float]) -> None:
         (x, y), tip = start, self._at(*self.places[k])
         shown, dropped, opened = float(self.shown[k]), float(self.dropped[k]), float(self.opened[k])
-        strength = theme.DIMMED + (1 - theme.DIMMED) * float(self.emphasis[k])
-        color = theme.mix(theme.BACKGROUND, theme.KEY, round(strength * 32) / 32)
+        emphasis = float(self.emphasis[k])
+        color = theme.recede(theme.KEY, emphasis)
         if opened > 0:
             turn = math.atan2(self.places[k, 1], self.places[k, 0])
             painter.arc(x, y, REACH, 0, turn, fill=theme.TEXT, opacity=0.12 * opened)
@@ -125,9 +119,9 @@ class KeyPlane(Picture):
             painter.polyline([tip, foot], stroke=color, line=theme.HAIRLINE, dash=(0.08, 0.06), opacity=shown)
             size = (tip[0] - x) * dropped
             left = min(x, x + size)
-            length = theme.mix(theme.BACKGROUND, theme.SCORE, round(strength * 32) / 32)
+            length = theme.recede(theme.SCORE, emphasis)
             painter.box(left, y - 0.1 - BAR, abs(size), BAR, fill=length, radius=0.05, opacity=dropped)
-        painter.arrow((x, y), tip, color=color, line=theme.LINE if strength < 1 else 0.05, head=0.2, opacity=shown)
+        painter.arrow((x, y), tip, color=color, line=theme.LINE if emphasis < 1 else 0.05, head=0.2, opacity=shown)
         if self.labeled[k] > 0:
             self._write(painter, k, tip)
 

@@ -123,3 +123,8 @@ class StepThrough(Animation):
         if step != self.shown:
             self.shown = step
             self.mobject.set_value(self.values[step], self.keep)  # type: ignore[attr-defined]
+
+
+def counted(number: Any, one: str, more: str = "") -> str:
+    """Return a traced whole number of things: "1 slot", "4 slots"; `more` if the plural is no `one` + s."""
+    return f"{number:d} {one if number == 1 else more or one + 's'}"

@@ -56,19 +56,13 @@ class LayerStack(Picture):
 
     def light(self, position: int) -> Self:
         """Light one whole column: what a new token computes for itself."""
-        self.own = self.own.copy()
-        self.own[position] = 1.0
-        return self
+        return self._set("own", position, 1.0)
 
     def show(self, which: Any = slice(None)) -> Self:
-        self.present = self.present.copy()
-        self.present[which] = 1.0
-        return self
+        return self._set("present", which, 1.0)
 
     def hide(self, which: Any = slice(None)) -> Self:
-        self.present = self.present.copy()
-        self.present[which] = 0.0
-        return self
+        return self._set("present", which, 0.0)
 
     def connect(self, *, backward: bool, forward: bool = True) -> Self:
         """Draw the lines to later positions, and those that lead back in time, or not."""

@@ -56,9 +56,7 @@ class MemoryBlocks(Picture):
 
     def own(self, which: Any, role: str) -> Self:
         """Give slots to another owner."""
-        self.color = self.color.copy()
-        self.color[which] = theme.rgb(getattr(theme, role))
-        return self
+        return self._set("color", which, theme.rgb(getattr(theme, role)))
 
     def focus(self, which: Any) -> Self:
         """Let everything recede but these slots."""
@@ -87,8 +85,7 @@ class MemoryBlocks(Picture):
         width, height = self.slot[0] - 0.06, self.slot[1] - 0.06
         for index, share in enumerate(self.fill):
             x, y = self._corner(index)
-            strength = theme.DIMMED + (1 - theme.DIMMED) * float(self.emphasis[index])
-            color = theme.mix(theme.BACKGROUND, theme.hex_color(tuple(self.color[index])), round(strength * 32) / 32)
+            color = theme.recede(theme.hex_color(tuple(self.color[index])), float(self.emphasis[index]))
             painter.box(x + 0.03, y + 0.03, width, height, fill=theme.SURFACE, radius=0.05)
             if share > 0:
                 painter.box(x + 0.03, y + 0.03, width * share, height, fill=color, radius=0.05)

@@ -41,15 +41,11 @@ class PageTable(Picture):
 
     def show(self, which: Any = slice(None)) -> Self:
         """Let rows be seen."""
-        self.presence = self.presence.copy()
-        self.presence[which] = 1.0
-        return self
+        return self._set("presence", which, 1.0)
 
     def hide(self, which: Any = slice(None)) -> Self:
         """Let rows look empty."""
-        self.presence = self.presence.copy()
-        self.presence[which] = 0.0
-        return self
+        return self._set("presence", which, 0.0)
 
     def blend(self, start: "PageTable", end: "PageTable", alpha: float) -> None:
         nearer = start if alpha < 0.5 else end

@@ -96,6 +96,15 @@ class Picture(Mobject):
         self.points = middle + _CORNERS[:, :1] * right * width + _CORNERS[:, 1:2] * up * height
         return self
 
+    # -- what changes -----------------------------------------------------------------------------------------------
+
+    def _set(self, name: str, which: Any, amount: Any) -> Self:
+        """Set some elements of an array that is animated; it is replaced, as a copy of the picture may hold it too."""
+        state = getattr(self, name).copy()
+        state[which] = amount
+        setattr(self, name, state)
+        return self
+
     # -- drawing ----------------------------------------------------------------------------------------------------
 
     def render_to(self, context: cairo.Context) -> None:
@@ -156,3 +165,30 @@ class Picture(Mobject):
         clone.points = self.points.copy()
         clone.original_id = str(id(self))  # type: ignore[attr-defined]
         return clone
+
+
+class Parts(Picture):
+    """A picture of parts that come and go, lead and recede, each for itself; a subclass makes both arrays."""
+
+    presence: np.ndarray  # of each part: 0 is not there, 1 is
+    emphasis: np.ndarray  # 0 recedes, 1 leads
+
+    def show(self, which: Any = slice(None)) -> Self:
+        """Let parts be there."""
+        return self._set("presence", which, 1.0)
+
+    def hide(self, which: Any = slice(None)) -> Self:
+        """Let parts be gone; they keep their room, and `.animate.show()` brings them back."""
+        return self._set("presence", which, 0.0)
+
+    def lead(self, which: Any = slice(None)) -> Self:
+        """Bring parts back to full color."""
+        return self._set("emphasis", which, 1.0)
+
+    def recede(self, which: Any = slice(None)) -> Self:
+        """Step parts back, so that the others lead."""
+        return self._set("emphasis", which, 0.0)
+
+    def focus(self, which: Any) -> Self:
+        """Let everything recede but these parts."""
+        return self._set("emphasis", slice(None), 0.0)._set("emphasis", which, 1.0)

@@ -6,11 +6,11 @@ import numpy as np
 
 from scenes.kit import theme
 from scenes.kit.painter import Painter
-from scenes.kit.picture import Data, Picture
+from scenes.kit.picture import Data, Parts
 from scenes.kit.traced import Traced, require_traced
 
 
-class PointCloud(Picture):
+class PointCloud(Parts):
     """A square with both axes through zero in its middle, and a dot for each row of `points`.
 
     Args:
@@ -49,29 +49,13 @@ class PointCloud(Picture):
         self._take(points)
         return self
 
-    def show(self, which: Any = slice(None)) -> Self:
-        """Let dots be there."""
-        return self._set("presence", which, 1.0)
-
-    def hide(self, which: Any = slice(None)) -> Self:
-        """Let dots vanish."""
-        return self._set("presence", which, 0.0)
-
     def focus(self, which: Any) -> Self:
         """Let everything recede but these dots, and put a ring around them."""
-        self.emphasis = np.zeros_like(self.emphasis)
-        return self._set("emphasis", which, 1.0)._set("ring", which, 1.0)
+        return super().focus(which)._set("ring", which, 1.0)
 
-    def lead(self) -> Self:
-        """Bring every dot back to full color."""
-        self.emphasis, self.ring = np.ones_like(self.emphasis), np.zeros_like(self.ring)
-        return self
-
-    def _set(self, name: str, which: Any, amount: float) -> Self:
-        state = getattr(self, name).copy()
-        state[which] = amount
-        setattr(self, name, state)
-        return self
+    def lead(self, which: Any = slice(None)) -> Self:
+        """Bring dots back to full color, and take their rings away."""
+        return super().lead(which)._set("ring", which, 0.0)
 
     def point(self, k: int) -> np.ndarray:
         """Return the scene point of a dot."""
@@ -92,8 +76,7 @@ class PointCloud(Picture):
             painter.polyline([(0, -half), (0, half)], stroke=theme.LINES, line=theme.HAIRLINE)
         for k in np.argsort(self.emphasis, kind="stable"):  # what leads lies on top
             x, y = self._at(int(k))
-            strength = theme.DIMMED + (1 - theme.DIMMED) * float(self.emphasis[k])
-            own = theme.mix(theme.BACKGROUND, color, round(strength * 32) / 32)
+            own = theme.recede(color, float(self.emphasis[k]))
             painter.circle(x, y, self.dot, fill=own, opacity=float(self.presence[k]))
             painter.circle(
                 x, y, 2.2 * self.dot, stroke=theme.TEXT, line=theme.LINE, opacity=float(self.ring[k] * self.presence[k])

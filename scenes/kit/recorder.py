@@ -120,25 +120,20 @@ def record(
         every: seconds between two looks at something that moves; 0 looks at each frame.
         frame_rate: of the video it stands for; times are those of its whole frames.
     """
-    before = theme.current()
     settings = {"frame_rate": frame_rate, "pixel_width": 160, "pixel_height": 90, "dry_run": True}
-    try:
-        theme.use(theme_name)
-        with tempconfig({**settings, "verbosity": "ERROR", "progress_bar": "none"}):
-            renderer = Recorder(every, frame_rate)
-            scene = scene_class(renderer, trace=trace, unit=unit)
-            recording = renderer.recording = Recording(scene, unit, theme_name)
-            try:
-                scene.full_trace = trace_store.get(scene.core) if trace is None else trace
-                recording.trace = copy.deepcopy(scene.full_trace)
-                scene.render()
-                recording.after = tuple(renderer._things(scene))
-            except (Exception, SystemExit) as error:  # a scene that ends the program is broken too
-                recording.error = error
-                recording.error_line = _line_of(scene, traceback.walk_tb(error.__traceback__))
-            recording.seconds = scene.now
-    finally:
-        theme.use(before)
+    with theme.using(theme_name), tempconfig({**settings, "verbosity": "ERROR", "progress_bar": "none"}):
+        renderer = Recorder(every, frame_rate)
+        scene = scene_class(renderer, trace=trace, unit=unit)
+        recording = renderer.recording = Recording(scene, unit, theme_name)
+        try:
+            scene.full_trace = trace_store.get(scene.core) if trace is None else trace
+            recording.trace = copy.deepcopy(scene.full_trace)
+            scene.render()
+            recording.after = tuple(renderer._things(scene))
+        except (Exception, SystemExit) as error:  # a scene that ends the program is broken too
+            recording.error = error
+            recording.error_line = _line_of(scene, traceback.walk_tb(error.__traceback__))
+        recording.seconds = scene.now
     return recording
 
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from scenes.kit import theme
 from scenes.kit.painter import Painter
-from scenes.kit.picture import Data, Picture
+from scenes.kit.picture import Data, Parts
 from scenes.kit.token_row import BOS, require_tokens
 from scenes.kit.traced import Traced, format_number, require_traced
 from scenes.kit.typography import Style, width
@@ -18,7 +18,7 @@ ROOM, WORD_ROOM = 0.24, 0.55  # height of a slot that has room for text, and its
 KEPT_SHARE = 0.42  # how much of its owner's color a slot has that is kept for later
 
 
-class SlotMap(Picture):
+class SlotMap(Parts):
     """Slots in lines; a slot has an owner (its color) and a look (full, kept for later, wasted, lost to rounding).
 
     Args:
@@ -106,22 +106,6 @@ class SlotMap(Picture):
         self.words = (*self.words[:slot], word, *self.words[slot + 1 :])
         return self
 
-    def show(self, which: Any = slice(None)) -> Self:
-        """Let slots look as their state says."""
-        return self._set("presence", which, 1.0)
-
-    def hide(self, which: Any = slice(None)) -> Self:
-        """Let slots look empty."""
-        return self._set("presence", which, 0.0)
-
-    def focus(self, which: Any) -> Self:
-        """Let everything recede but these slots."""
-        return self._set("emphasis", slice(None), 0.0)._set("emphasis", which, 1.0)
-
-    def lead(self, which: Any = slice(None)) -> Self:
-        """Bring slots back to full color."""
-        return self._set("emphasis", which, 1.0)
-
     def claim(self, blocks: Any) -> Self:
         """Outline blocks in the color of their owner."""
         return self._set("claimed", blocks, 1.0)
@@ -138,12 +122,6 @@ class SlotMap(Picture):
     def show_names(self, share: float = 1.0) -> Self:
         """Show or hide names and counts."""
         self.ink = np.array(float(share))
-        return self
-
-    def _set(self, name: str, which: Any, amount: float) -> Self:
-        state = getattr(self, name).copy()
-        state[which] = amount
-        setattr(self, name, state)
         return self
 
     def blend(self, start: "SlotMap", end: "SlotMap", alpha: float) -> None:
@@ -189,8 +167,7 @@ class SlotMap(Picture):
 
     def _strong(self, slot: int, share: float = 1.0) -> str:
         """Return the color of a slot's owner, as strong as the slot is now."""
-        strength = share * (theme.DIMMED + (1 - theme.DIMMED) * float(self.emphasis[slot]))
-        return theme.mix(theme.BACKGROUND, theme.hex_color(tuple(self.color[slot])), round(strength * 32) / 32)
+        return theme.recede(theme.hex_color(tuple(self.color[slot])), float(self.emphasis[slot]), share)
 
     def _draw_slot(
         self, painter: Painter, slot: int, look: str, box: tuple[float, float, float, float], presence: float

@@ -6,7 +6,7 @@ import numpy as np
 
 from scenes.kit import theme
 from scenes.kit.painter import Painter
-from scenes.kit.picture import Data, Picture
+from scenes.kit.picture import Data, Parts, Picture
 from scenes.kit.traced import Traced, format_number, require_traced
 from scenes.kit.typography import Style
 
@@ -15,7 +15,7 @@ SEGMENT = 0.09  # width of an error
 CLEAR = 0.16  # distance of ticks from which they have their full strength
 
 
-class SnapLine(Picture):
+class SnapLine(Parts):
     """A number line whose ticks run up through one lane for each value; a dot leaves a red segment where it snaps.
 
     The box holds the lanes; codes of the levels stand below it.
@@ -69,9 +69,7 @@ class SnapLine(Picture):
 
     def snap(self, hats: Traced, which: Any = slice(None)) -> Self:
         """Let dots go to their levels."""
-        self.snapped = self.snapped.copy()
-        self.snapped[which] = True
-        return self._hold(hats)
+        return self._set("snapped", which, True)._hold(hats)
 
     def set_grid(self, levels: Traced, hats: Traced) -> Self:
         """Take another grid: ticks part or merge, and every dot that has snapped goes to its new level."""
@@ -93,21 +91,6 @@ class SnapLine(Picture):
 
     def show_ticks(self) -> Self:
         self.ticks = self.ink = np.array(1.0)
-        return self
-
-    def hide(self) -> Self:
-        """Take all dots off; `RowByRow` brings them in from the left."""
-        self.presence = np.zeros(len(self.values))
-        return self
-
-    def focus(self, which: Any) -> Self:
-        """Let all dots recede but these."""
-        self.emphasis = np.zeros(len(self.values))
-        self.emphasis[which] = 1.0
-        return self
-
-    def lead(self) -> Self:
-        self.emphasis = np.ones(len(self.values))
         return self
 
     # -- geometry ---------------------------------------------------------------------------------------------------

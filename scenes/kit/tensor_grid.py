@@ -147,19 +147,19 @@ class TensorGrid(Picture):
 
     def show(self, rows: Which = None, columns: Which = None) -> Self:
         """Make cells visible."""
-        return self._set("presence", rows, columns, 1.0)
+        return self._set_cells("presence", rows, columns, 1.0)
 
     def hide(self, rows: Which = None, columns: Which = None) -> Self:
         """Make cells invisible; the grid keeps its size."""
-        return self._set("presence", rows, columns, 0.0)
+        return self._set_cells("presence", rows, columns, 0.0)
 
     def recede(self, rows: Which = None, columns: Which = None) -> Self:
         """Step cells back so that the others lead."""
-        return self._set("emphasis", rows, columns, 0.0)
+        return self._set_cells("emphasis", rows, columns, 0.0)
 
     def lead(self, rows: Which = None, columns: Which = None) -> Self:
         """Give cells their full color again; alone it undoes every `recede`."""
-        return self._set("emphasis", rows, columns, 1.0)
+        return self._set_cells("emphasis", rows, columns, 1.0)
 
     def focus(self, rows: Which = None, columns: Which = None) -> Self:
         """Let everything recede but these cells."""
@@ -183,11 +183,8 @@ class TensorGrid(Picture):
         self.ink = np.array(1.0)
         return self
 
-    def _set(self, name: str, rows: Which, columns: Which, amount: float) -> Self:
-        state = getattr(self, name).copy()
-        state[_pick(rows), _pick(columns) if not isinstance(columns, list) else columns] = amount
-        setattr(self, name, state)
-        return self
+    def _set_cells(self, name: str, rows: Which, columns: Which, amount: float) -> Self:
+        return self._set(name, (_pick(rows), columns if isinstance(columns, list) else _pick(columns)), amount)
 
     # -- drawing ----------------------------------------------------------------------------------------------------
 
@@ -199,7 +196,7 @@ class TensorGrid(Picture):
 
     def draw(self, painter: Painter) -> None:
         width, height = self.cell
-        background, now = theme.BACKGROUND, theme.current()
+        now = theme.current()
         if self.role is not None and self.frame_opacity > 0 and self.presence.any():
             self._draw_frame(painter)
         gap = min(GAP, 0.14 * min(width, height))
@@ -213,8 +210,7 @@ class TensorGrid(Picture):
                     continue
                 color = theme.signed_color(share) if self.map == "signed" else theme.sequential_color(share, self.map)
                 if emphasized < 1:
-                    emphasis = theme.DIMMED + (1 - theme.DIMMED) * emphasized
-                    color = theme.mix(background, color, round(emphasis * 32) / 32)
+                    color = theme.recede(color, emphasized)
                 x, y = self._corner(i, j)
                 painter.box(
                     x + gap / 2,

@@ -5,6 +5,8 @@ theme that `use` chose. Lengths are in units of a frame 8 units high; text sizes
 """
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache, lru_cache
 from types import MappingProxyType
 
@@ -110,6 +112,17 @@ def current() -> str:
     return _current
 
 
+@contextmanager
+def using(name: str) -> Iterator[None]:
+    """Draw in the theme `name` for a while."""
+    before = _current
+    use(name)
+    try:
+        yield
+    finally:
+        use(before)
+
+
 def __getattr__(role: str) -> str:
     palette = THEMES[_current]
     role = _ALIASES.get(role, role)
@@ -141,6 +154,12 @@ def mix(first: str, second: str, share: float) -> str:
     """Return the color that holds `share` of the second and the rest of the first."""
     a, b = _rgb(first), _rgb(second)
     return hex_color(tuple(x + (y - x) * share for x, y in zip(a, b, strict=True)))  # type: ignore[arg-type]
+
+
+def recede(color: str, emphasis: float, share: float = 1.0) -> str:
+    """Return a color as it stands back for what leads: dimmed at emphasis 0, full at 1, of which a share; in steps."""
+    strength = share * (DIMMED + (1 - DIMMED) * emphasis)
+    return mix(THEMES[_current]["BACKGROUND"], color, round(strength * 32) / 32)
 
 
 @cache

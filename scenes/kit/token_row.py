@@ -7,7 +7,7 @@ import numpy as np
 
 from scenes.kit import theme
 from scenes.kit.painter import Painter
-from scenes.kit.picture import Picture
+from scenes.kit.picture import Parts
 from scenes.kit.tensor_grid import TensorGrid
 from scenes.kit.traced import TracedText
 from scenes.kit.typography import Style, width
@@ -24,7 +24,7 @@ def require_tokens(tokens: Sequence[Any], what: str) -> tuple[TracedText, ...]:
     return tuple(tokens)
 
 
-class TokenRow(Picture):
+class TokenRow(Parts):
     """A sentence as tiles from left to right; `<bos>` is a dot.
 
     Args:
@@ -72,30 +72,9 @@ class TokenRow(Picture):
         part.color = self.color[k : k + 1].copy()
         return part.move_to(self.tile_center(k))
 
-    def show(self, which: Any = slice(None)) -> Self:
-        return self._set("presence", which, 1.0)
-
-    def hide(self, which: Any = slice(None)) -> Self:
-        return self._set("presence", which, 0.0)
-
-    def lead(self, which: Any = slice(None)) -> Self:
-        return self._set("emphasis", which, 1.0)
-
-    def recede(self, which: Any = slice(None)) -> Self:
-        return self._set("emphasis", which, 0.0)
-
-    def focus(self, which: Any) -> Self:
-        return self.recede().lead(which)
-
     def paint(self, which: Any, role: str) -> Self:
         """Give tiles the color of a role."""
         return self._set("color", which, np.array(theme.rgb(getattr(theme, role))))
-
-    def _set(self, name: str, which: Any, amount: Any) -> Self:
-        state = getattr(self, name).copy()
-        state[which] = amount
-        setattr(self, name, state)
-        return self
 
     def draw(self, painter: Painter) -> None:
         for k, token in enumerate(self.tokens):
@@ -125,7 +104,7 @@ class TokenRow(Picture):
         return [(str(t), t.origin) for t, presence in zip(self.tokens, self.presence, strict=True) if presence > 0]
 
 
-class RowNames(Picture):
+class RowNames(Parts):
     """The tokens of a grid's rows, right-aligned beside it, on the middle of each row."""
 
     animated = ("opacity", "presence", "emphasis")
@@ -142,25 +121,6 @@ class RowNames(Picture):
         self.emphasis = np.ones(len(self.tokens))
         top_left = grid.to_scene(-grid.local_width / 2, grid.local_height / 2)
         self.shift(top_left - self.to_scene(wide / 2 + gap, self.local_height / 2))
-
-    def show(self, which: Any = slice(None)) -> Self:
-        return self._set("presence", which, 1.0)
-
-    def hide(self, which: Any = slice(None)) -> Self:
-        return self._set("presence", which, 0.0)
-
-    def focus(self, which: Any) -> Self:
-        self.emphasis = np.zeros_like(self.emphasis)
-        return self._set("emphasis", which, 1.0)
-
-    def lead(self, which: Any = slice(None)) -> Self:
-        return self._set("emphasis", which, 1.0)
-
-    def _set(self, name: str, which: Any, amount: float) -> Self:
-        state = getattr(self, name).copy()
-        state[which] = amount
-        setattr(self, name, state)
-        return self
 
     def draw(self, painter: Painter) -> None:
         right = self.local_width / 2

@@ -76,15 +76,10 @@ class VectorPlane(Picture):
         return self
 
     def show(self, which: Any = slice(None)) -> Self:
-        return self._set_shown(which, 1.0)
+        return self._set("shown", which, 1.0)
 
     def hide(self, which: Any = slice(None)) -> Self:
-        return self._set_shown(which, 0.0)
-
-    def _set_shown(self, which: Any, amount: float) -> Self:
-        self.shown = self.shown.copy()
-        self.shown[which] = amount
-        return self
+        return self._set("shown", which, 0.0)
 
     def show_wedge(self, degrees: Traced | None = None, *, opacity: float = 1.0) -> Self:
         """Mark the angle between the first two arrows, and write its traced size beside it."""

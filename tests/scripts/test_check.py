@@ -39,8 +39,8 @@ def registered(monkeypatch):
     monkeypatch.setattr(series, "TOPICS", (tiny.TOPIC,))
 
 
-def recording_of(play_it, **options):
-    """Record a chapter that calls `play_it(scene)`."""
+def topic_of(play_it, title="One"):
+    """Return a topic whose one chapter calls `play_it(scene)`."""
 
     class One(TopicScene):
         """Is it found?"""
@@ -49,13 +49,19 @@ def recording_of(play_it, **options):
         takeaway = "Yes."
         notation = ("FP16",)
 
-        @chapter("One")
+        @chapter(title)
         def one(self):
             """One."""
             self.say("A beat.")
             play_it(self)
 
-    return record(One, "one", trace=CORE.Trace(CORE.Config(), NUMBERS, NUMBERS[:1]), **options)
+    return One
+
+
+def recording_of(play_it, *, title="One", numbers=NUMBERS, **options):
+    """Record a chapter that calls `play_it(scene)`."""
+    trace = CORE.Trace(CORE.Config(), numbers, numbers[:1])
+    return record(topic_of(play_it, title), "one", trace=trace, **options)
 
 
 def rules(play_it, **options):
@@ -197,20 +203,7 @@ def test_a_trace_that_the_scene_changes_is_found(change):
         scene.add(TensorGrid(scene.trace.numbers, number=None))
         scene.hold(0.5)
 
-    class Changing(TopicScene):
-        """Is it found?"""
-
-        core = CORE
-        takeaway = "Yes."
-
-        @chapter("One")
-        def one(self):
-            """One."""
-            self.say("A beat.")
-            play_it(self)
-
-    recording = record(Changing, "one", trace=CORE.Trace(CORE.Config(), NUMBERS.clone(), NUMBERS[:1].clone()))
-    found = [(one.rule, one.message) for one in check_recording(recording)]
+    found = [(one.rule, one.message) for one in check_recording(recording_of(play_it, numbers=NUMBERS.clone()))]
     assert found == [("value", "its values are not those of numbers")]
 
 
@@ -220,18 +213,7 @@ def test_a_number_among_words_is_no_drawing_of_many_values(words):
 
 
 def test_a_title_with_a_number_in_it_is_found():
-    class One(TopicScene):
-        """Is it found?"""
-
-        core = CORE
-        takeaway = "Yes."
-
-        @chapter("Only ⅓ is left")
-        def one(self):
-            """One."""
-            self.say("A beat.")
-
-    found = check_recording(record(One, "one", trace=CORE.Trace(CORE.Config(), NUMBERS, NUMBERS[:1])))
+    found = check_recording(recording_of(lambda scene: None, title="Only ⅓ is left"))
     assert [(one.rule, one.message) for one in found] == [("origin", "'⅓' in 'Only ⅓ is left' has no origin")]
 
 
@@ -748,65 +730,41 @@ def test_a_loop_that_does_not_close_is_found():
     assert list(check_pixels(closed, "loop", record(closed, "loop"))) == []
 
 
+def blinking_field(color):
+    """Play: a large field of a color, asked for when it is drawn, comes and goes."""
+
+    def play_it(scene):
+        for _ in range(8):
+            field = Painting(lambda p: p.box(-4, -3, 8, 6, fill=color()))
+            scene.add(field)
+            scene.hold(0.1)
+            scene.remove(field)
+            scene.hold(0.1)
+
+    return play_it
+
+
+def pixel_findings(play_it):
+    scene = topic_of(play_it)
+    return list(check_pixels(scene, "one", record(scene, "one")))
+
+
 def test_a_blinking_chapter_is_found():
-    class Blinking(TopicScene):
-        """Does it blink?"""
-
-        core = CORE
-        takeaway = "Yes."
-
-        @chapter("Blink")
-        def blink(self):
-            """A white field."""
-            for _ in range(8):
-                field = Painting(lambda p: p.box(-4, -3, 8, 6, fill="#FFFFFF"))
-                self.add(field)
-                self.hold(0.1)
-                self.remove(field)
-                self.hold(0.1)
-
-    found = list(check_pixels(Blinking, "blink", record(Blinking, "blink")))
-    assert [one.rule for one in found] == ["flashes"]
+    assert [one.rule for one in pixel_findings(blinking_field(lambda: "#FFFFFF"))] == ["flashes"]
 
 
 def test_a_flicker_that_fifteen_frames_a_second_would_miss_is_found():
-    class Flickering(TopicScene):
-        """Does it flicker?"""
+    def play_it(scene):  # four frames of sixty for a period
+        field = Painting(lambda p: p.box(-4, -3, 8, 6, fill="#FFFFFF"))
+        flicker = UpdateFromAlphaFunc(field, lambda f, t: f.set_opacity(round(60 * t) % 4 < 2), rate_func=linear)
+        scene.play(flicker, run_time=1)
 
-        core = CORE
-        takeaway = "Yes."
-
-        @chapter("Flicker")
-        def flicker(self):
-            """Four frames of sixty for a period."""
-            field = Painting(lambda p: p.box(-4, -3, 8, 6, fill="#FFFFFF"))
-            self.play(
-                UpdateFromAlphaFunc(field, lambda f, t: f.set_opacity(round(60 * t) % 4 < 2), rate_func=linear),
-                run_time=1,
-            )
-
-    found = list(check_pixels(Flickering, "flicker", record(Flickering, "flicker")))
+    found = pixel_findings(play_it)
     assert [(one.rule, one.message.endswith("(dark theme)")) for one in found] == [("flashes", True)]
 
 
 def test_a_ground_that_flashes_in_the_light_theme_alone_is_found():
-    class Blinking(TopicScene):
-        """Does it blink?"""
-
-        core = CORE
-        takeaway = "Yes."
-
-        @chapter("Blink")
-        def blink(self):
-            """A field nearly as dark as the dark ground."""
-            for _ in range(8):
-                field = Painting(lambda p: p.box(-4, -3, 8, 6, fill=theme.LINES))
-                self.add(field)
-                self.hold(0.1)
-                self.remove(field)
-                self.hold(0.1)
-
-    found = list(check_pixels(Blinking, "blink", record(Blinking, "blink")))
+    found = pixel_findings(blinking_field(lambda: theme.LINES))  # nearly as dark as the dark ground
     assert [(one.rule, one.message.endswith("(light theme)")) for one in found] == [("flashes", True)]
     assert theme.current() == "dark"
 

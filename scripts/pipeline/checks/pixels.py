@@ -87,19 +87,14 @@ def low_quality_frames(
     theme_name: str = "dark",
 ) -> tuple[np.ndarray, np.ndarray]:
     """Render a unit in memory; returns its frames (T, H, W, 3) and the picture that would come next."""
-    before = theme.current()
-    try:
-        theme.use(theme_name)
-        with tempconfig({**Quality(*size, frame_rate).manim_settings(), "dry_run": True}):
-            theme.use(theme_name)
-            renderer = _Keeping(frame_rate, camera_class=KitCamera)
-            scene = scene_class(renderer, unit=unit)
-            scene.render()
-            renderer.static_image = None
-            renderer.update_frame(scene)
-            after = renderer.get_frame()[..., :3]
-    finally:
-        theme.use(before)
+    settings = {**Quality(*size, frame_rate).manim_settings(), "dry_run": True}
+    with theme.using(theme_name), tempconfig(settings):
+        renderer = _Keeping(frame_rate, camera_class=KitCamera)
+        scene = scene_class(renderer, unit=unit)
+        scene.render()
+        renderer.static_image = None
+        renderer.update_frame(scene)
+        after = renderer.get_frame()[..., :3]
     return np.stack(renderer.frames), after
 
 
