@@ -8,7 +8,14 @@ from dataclasses import asdict
 import click
 
 from scenes import series
-from scripts.commands.shared import check_topics, jobs_option, json_option, refuse_unfinished, user_errors
+from scripts.commands.shared import (
+    check_topics,
+    jobs_option,
+    json_option,
+    refuse_unfinished,
+    settings_option,
+    user_errors,
+)
 
 
 @click.command()
@@ -16,9 +23,10 @@ from scripts.commands.shared import check_topics, jobs_option, json_option, refu
 @click.option(
     "--quick", is_flag=True, help="look ten times a second, without pixels: no flashes, ends of loops, colors of GIFs"
 )
+@settings_option
 @jobs_option
 @json_option
-def check(topics: tuple[str, ...], quick: bool, jobs: int | None, as_json: bool) -> None:
+def check(topics: tuple[str, ...], quick: bool, settings: tuple[str, ...], jobs: int | None, as_json: bool) -> None:
     """Check that every number on screen is a value of the Trace, and that every picture can be read.
 
     Plays the topics (all finished ones if none is named) without drawing: origins and values, safe area, overlaps,
@@ -27,6 +35,7 @@ def check(topics: tuple[str, ...], quick: bool, jobs: int | None, as_json: bool)
     \b
     llm-internals check
     llm-internals check kv_cache --quick
+    llm-internals check rope --set base=500
     llm-internals check --json | jq '.[].rule'
     """
     refuse_unfinished(topics)
@@ -34,8 +43,9 @@ def check(topics: tuple[str, ...], quick: bool, jobs: int | None, as_json: bool)
     from scripts.pipeline.checks import topic as checks
 
     findings = []
+    how = {"jobs": jobs or os.cpu_count() or 1, "pixels": not quick, "settings": settings}
     with user_errors():
-        for report in checks.check_topics(slugs, jobs=jobs or os.cpu_count() or 1, pixels=not quick):
+        for report in checks.check_topics(slugs, **how):
             findings += report.findings
             if not as_json:
                 for found in report.findings:

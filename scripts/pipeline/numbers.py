@@ -5,6 +5,7 @@ import json
 import math
 from collections.abc import Iterable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from torch import Tensor
@@ -25,7 +26,11 @@ def load(slug: str, settings: Iterable[str], *, fresh: bool = False) -> TopicTra
     Raises:
         WrongUse: a setting that the topic does not have, or a value out of its range.
     """
-    core = importlib.import_module(f"internals_math.{slug}")
+    return trace_of(importlib.import_module(f"internals_math.{slug}"), settings, fresh=fresh)
+
+
+def trace_of(core: ModuleType, settings: Iterable[str], *, fresh: bool = False) -> Any:
+    """Return the trace of a core module for `name=value` settings; raises as `load` does."""
     try:
         config = core.Config.parse(settings)
     except ValueError as error:

@@ -86,7 +86,8 @@ class WorkProgress:
         return self
 
     def __exit__(self, *_: Any) -> None:
-        self.bars.stop()
+        if self.tasks:  # bars that never started end with an empty line too
+            self.bars.stop()
 
     def __call__(self, title: str, done: int, total: int) -> None:
         if title not in self.tasks:

@@ -911,6 +911,42 @@ def test_findings_are_the_same_in_every_run(monkeypatch):
     assert len(first) > 3
 
 
-def test_a_topic_without_a_scene_is_refused():
-    result = call("check", "lora")
+def test_a_topic_without_a_scene_is_refused(monkeypatch):
+    monkeypatch.setattr(series, "TOPICS", (replace(tiny.TOPIC, status=series.PLANNED), broken.TOPIC))
+    result = call("check", "tiny")
     assert result.exit_code == 2
+    assert "tiny has no scene yet" in result.stderr
+
+
+def test_other_settings_can_be_checked_too(monkeypatch):
+    def largest(scene):
+        scene.say("A beat.")
+        scene.add(Label(f"first {scene.trace.shifted[0, 0]:.2f}"))
+        if scene.trace.config.shift > 0:
+            scene.add(Label("tiny", size=0.12).move_to([0, -2, 0]))
+
+    monkeypatch.setattr(tiny.Tiny, "row", chapter("Largest")(largest))
+    for settings, expected in ((), ["length"]), (("--set", "shift=0.5"), ["text-size", "length"]):
+        found = json.loads(call("check", "tiny", *settings, "--quick", "--jobs", 1, "--json").stdout)
+        assert [one["rule"] for one in found] == expected
+
+
+def test_the_pixels_are_those_of_the_settings(monkeypatch):
+    def moving(scene):
+        grid = TensorGrid(scene.trace.numbers)
+        scene.add(grid)
+        scene.play(grid.animate.shift(RIGHT), run_time=0.4)
+        if scene.trace.config.seed == 0:
+            scene.play(grid.animate.shift(-RIGHT), run_time=0.4)
+
+    monkeypatch.setattr(tiny.Tiny, "there_and_back", loop(moving))
+    for seed, expected in (0, {"length"}), (1, {"length", "loop"}):
+        found = json.loads(call("check", "tiny", "--set", f"seed={seed}", "--jobs", 1, "--json").stdout)
+        assert {one["rule"] for one in found} == expected
+
+
+def test_a_setting_that_a_topic_does_not_have_is_refused_before_any_check(monkeypatch):
+    monkeypatch.setattr(series, "TOPICS", (tiny.TOPIC, broken.TOPIC))
+    result = call("check", "tiny", "broken", "--quick", "--jobs", 1, "--set", "shift=2")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr == "Error: tiny: shift must be in -1.0..1.0, got 2.0\n"

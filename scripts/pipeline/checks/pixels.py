@@ -1,5 +1,6 @@
 """What only pixels can tell: flashes, whether a loop closes, and whether a GIF kept the colors of the cells."""
 
+import copy
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import numpy as np
 from manim import CairoRenderer, tempconfig
 
+from internals_math.trace import TopicTrace
 from scenes.kit import theme
 from scenes.kit.camera import KitCamera
 from scenes.kit.recorder import BOX, TEXT, Drawn, Look, Mark, Recording, record
@@ -35,10 +37,12 @@ NEAR = 0.03  # units by which a word or a cell may stand elsewhere
 
 
 def check_pixels(scene_class: type[TopicScene], unit: str, recording: Recording) -> Iterator[Finding]:
-    """Yield flashes of a unit, and the jump of a loop that does not close. Renders it small."""
+    """Yield flashes of a unit, and the jump of a loop that does not close. Renders it small, with its trace."""
     flashing: set[int] = set()  # seconds; both themes have the same motions, so one of them in full is enough
     for name, frame_rate in (("dark", FLASH_RATE), ("light", FRAME_RATE)):
-        frames, _ = low_quality_frames(scene_class, unit, SMALL, frame_rate=frame_rate, theme_name=name)
+        frames, _ = low_quality_frames(
+            scene_class, unit, SMALL, trace=recording.trace, frame_rate=frame_rate, theme_name=name
+        )
         luminance = np.stack([relative_luminance(frame) for frame in frames])
         if unit == LOOP:  # it goes on with its beginning
             luminance = np.concatenate([luminance, luminance[:frame_rate]])
@@ -51,7 +55,7 @@ def check_pixels(scene_class: type[TopicScene], unit: str, recording: Recording)
     if unit == LOOP:
         for thing, message in _unlike(recording):
             yield finding(recording, recording.seconds, thing.name, "loop", message)
-        frames, after = low_quality_frames(scene_class, unit, LARGE)
+        frames, after = low_quality_frames(scene_class, unit, LARGE, trace=recording.trace)
         difference = np.abs(after.astype(int) - frames[0]).max(axis=2) > LEVELS
         if difference.mean() >= LOOP_SHARE:
             message = f"{difference.mean():.1%} of the picture jumps where the loop begins again"
@@ -83,6 +87,7 @@ def low_quality_frames(
     unit: str,
     size: tuple[int, int],
     *,
+    trace: TopicTrace | None = None,
     frame_rate: int = FRAME_RATE,
     theme_name: str = "dark",
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -90,7 +95,7 @@ def low_quality_frames(
     settings = {**Quality(*size, frame_rate).manim_settings(), "dry_run": True}
     with theme.using(theme_name), tempconfig(settings):
         renderer = _Keeping(frame_rate, camera_class=KitCamera)
-        scene = scene_class(renderer, unit=unit)
+        scene = scene_class(renderer, trace=copy.deepcopy(trace), unit=unit)
         scene.render()
         renderer.static_image = None
         renderer.update_frame(scene)
@@ -174,14 +179,17 @@ def _worst_block(where: np.ndarray) -> float:
 # -- the GIF ---------------------------------------------------------------------------------------------------------
 
 
-def check_gif(scene_class: type[TopicScene], gif: Path, frame_rate: int) -> Iterator[Finding]:
+def check_gif(
+    scene_class: type[TopicScene], gif: Path, frame_rate: int, trace: TopicTrace | None = None
+) -> Iterator[Finding]:
     """Yield cells of resting heat maps whose color in a GIF of the loop is not exactly that of the color map.
 
     Args:
         gif: file in the dark theme.
         frame_rate: of the master that it was made from.
+        trace: that it was made with; the default one if None.
     """
-    recording = record(scene_class, LOOP, frame_rate=frame_rate)
+    recording = record(scene_class, LOOP, trace=trace, frame_rate=frame_rate)
     resting = resting_ids(recording)
     told: set[int] = set()
     clip = read_gif(gif)

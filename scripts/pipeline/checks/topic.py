@@ -11,15 +11,18 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+from internals_math.trace import TopicTrace
 from scenes import series
 from scenes.kit.recorder import EVERY_SECONDS, Recording, record
 from scenes.kit.topic_scene import LOOP, TopicScene
 from scenes.series import Topic
+from scripts.pipeline import numbers
 from scripts.pipeline.checks import Finding, finding
 from scripts.pipeline.checks.layout import check_contrast, check_layout
 from scripts.pipeline.checks.origins import RULE, check_origins
 from scripts.pipeline.checks.pixels import check_gif, check_pixels
 from scripts.pipeline.checks.reading import check_captions, check_length
+from scripts.pipeline.errors import WrongUse
 from scripts.pipeline.jobs import Request, TopicResult
 from scripts.pipeline.quality import QUALITIES, loop_quality
 from scripts.pipeline.render import render, workers
@@ -50,12 +53,18 @@ class TopicReport:
 _Work = tuple[Topic, str, Callable[[], UnitReport], Future]  # the check of a unit, and its result to come
 
 
-def check_topics(slugs: Iterable[str], *, jobs: int, pixels: bool = True) -> Iterator[TopicReport]:
+def check_topics(
+    slugs: Iterable[str], *, jobs: int, pixels: bool = True, settings: tuple[str, ...] = ()
+) -> Iterator[TopicReport]:
     """Check topics, unit by unit in `jobs` processes, and yield a report of each in order.
 
     Args:
         pixels: also look at each frame, not at ten a second, and render at low quality, for flashes, loop ends and
             the colors of the GIF.
+        settings: name=value; every topic must have them.
+
+    Raises:
+        WrongUse: a setting that a topic does not have, or a value out of its range.
     """
     topics = [series.find(slug) for slug in slugs]
     with workers(jobs) as pool:
@@ -64,12 +73,15 @@ def check_topics(slugs: Iterable[str], *, jobs: int, pixels: bool = True) -> Ite
             try:
                 with redirect_stdout(sys.stderr):  # what a scene prints is none of the findings
                     names = unit_names(_scene_of(topic))
+                    _trace(topic, settings)  # here, so that no two workers compute the same numbers
+            except WrongUse as error:
+                raise WrongUse(f"{topic.slug}: {error}") from error
             except (Exception, SystemExit) as error:  # its file cannot be imported: the others go on
                 work[topic.slug] = error
                 continue
-            tasks = {name: partial(check_unit, topic, name, pixels=pixels) for name in names}
+            tasks = {name: partial(check_unit, topic, name, pixels=pixels, settings=settings) for name in names}
             if pixels and LOOP in names:
-                tasks[GIF] = partial(check_gif_of, topic)
+                tasks[GIF] = partial(check_gif_of, topic, settings)
             work[topic.slug] = [
                 (topic, unit, task, pool.submit(_apart, topic, unit, task)) for unit, task in tasks.items()
             ]
@@ -87,14 +99,15 @@ def unit_names(scene_class: type[TopicScene]) -> list[str]:
     return [*names, LOOP] if scene_class.has_loop() else names
 
 
-def check_unit(topic: Topic, unit: str, *, pixels: bool = True) -> UnitReport:
+def check_unit(topic: Topic, unit: str, *, pixels: bool = True, settings: tuple[str, ...] = ()) -> UnitReport:
     """Check one unit in record mode, in both themes, and its pixels at low quality."""
     scene_class = _scene_of(topic)
     # a full check looks at each frame: what is there for one frame is there
-    recording = record(scene_class, unit, every=0 if pixels else EVERY_SECONDS)
+    recording = record(scene_class, unit, trace=_trace(topic, settings), every=0 if pixels else EVERY_SECONDS)
     findings = list(check_recording(recording))
     if recording.error is None:
-        findings += _new_in_light(findings, record(scene_class, unit, theme_name="light"))
+        light = record(scene_class, unit, trace=_trace(topic, settings), theme_name="light")
+        findings += _new_in_light(findings, light)
         if pixels:
             findings += check_pixels(scene_class, unit, recording)
     return UnitReport(unit, recording.seconds, tuple(findings))
@@ -166,22 +179,27 @@ class _Silent:
         pass
 
 
-def check_gif_of(topic: Topic) -> UnitReport:
+def check_gif_of(topic: Topic, settings: tuple[str, ...] = ()) -> UnitReport:
     """Make the GIF of a topic's loop at low quality, as users do, and compare its colors with the color map."""
     quality = QUALITIES["l"]
     with tempfile.TemporaryDirectory() as folder:
-        request = Request("gif", quality, jobs=1, out=Path(folder))
+        request = Request("gif", quality, settings=settings, jobs=1, out=Path(folder))
         (result,) = render((topic.slug,), request, _Silent())
         if result.error is not None:
             return UnitReport(GIF, 0.0, (_broken(topic, RuntimeError(result.error.splitlines()[-1])),))
         gif = next(path for path in result.files if path.suffix == ".gif")
-        found = check_gif(_scene_of(topic), gif, loop_quality(quality).frame_rate)
+        found = check_gif(_scene_of(topic), gif, loop_quality(quality).frame_rate, _trace(topic, settings))
         return UnitReport(GIF, 0.0, tuple(found))
 
 
 def _scene_of(topic: Topic) -> type[TopicScene]:
     importlib.import_module(topic.module)
     return series.scene_class(topic.slug)
+
+
+def _trace(topic: Topic, settings: tuple[str, ...]) -> TopicTrace | None:
+    """Return a trace that no scene has had in its hands yet; None = the default one."""
+    return numbers.trace_of(_scene_of(topic).core, settings) if settings else None
 
 
 def _raised(recording: Recording, error: BaseException) -> Finding:
