@@ -175,6 +175,8 @@ class Trace(TopicTrace):
     config: Config
     # The library and the question.
     doc_texts: tuple[str, ...]  # M
+    old_doc_texts: tuple[str, ...]  # M: the same facts in world A
+    doc_words: tuple[tuple[str, ...], ...]  # M
     doc_names: tuple[str, ...]  # M: short, for labels
     query_text: str  # as the retriever sees it
     reader_question: str  # as the reader sees it: it knows no paraphrase
@@ -191,10 +193,12 @@ class Trace(TopicTrace):
     closed_book_true: float
     # Chapter 2: words.
     lexical_words: Float[Tensor, "words M"]  # BM25 that each word of the question adds to each document
+    lexical_running: Float[Tensor, "words M"]  # the same, added up from the first word on
     lexical_scores: Float[Tensor, " M"]
     lexical_scores_by_name: Float[Tensor, " M"]  # the same question with the owner's name
     word_matches: Bool[Tensor, "M words"]  # whether the document has the word
     lexical_best: Bool[Tensor, " M"]  # which documents have the highest score
+    lexical_shown: Int[Tensor, " shown"]  # documents with the highest scores, in the order of the library
     # Chapter 3: training the retriever.
     doc_vectors: Float[Tensor, "M e"]
     query_vector: Float[Tensor, " e"]
@@ -211,6 +215,9 @@ class Trace(TopicTrace):
     batch_softmax: Float[Tensor, "M M"]
     pull: Float[Tensor, "M 2"]  # pull + push = minus the gradient on the query
     push: Float[Tensor, "M 2"]
+    pull_turn: Float[Tensor, "M 2"]  # the part of pull across the query: the rest is undone, as all lengths stay 1
+    push_turn: Float[Tensor, "M 2"]
+    rivals: Float[Tensor, "M M"]  # batch_softmax of all documents but the query's own (NaN)
     # Chapter 4: exact search.
     cosines: Float[Tensor, " M"]
     angles: Float[Tensor, " M"]  # radians between query and document
@@ -235,20 +242,25 @@ class Trace(TopicTrace):
     ivf_scored: Bool[Tensor, " M"]  # documents it is compared with
     ivf_topk: Int[Tensor, " found"]
     ivf_found: Bool[Tensor, "P k"]  # which of the exact top k the shown question finds
+    ivf_found_count: Int[Tensor, " P"]
     ivf_query_cost: Int[Tensor, " P"]
     border_index: int  # the question that loses most with one cell
     border_text: str
     border_point: Float[Tensor, " 2"]
+    border_cells: Int[Tensor, " cells"]  # the nearest first
+    border_topk: Int[Tensor, " k"]  # of the exact search
     border_found: Bool[Tensor, "P k"]
+    border_found_count: Int[Tensor, " P"]
+    border_cost: Int[Tensor, " P"]
     exact_cost: int
     # Chapter 6: reading.
     per_doc: Float[Tensor, "k W"]  # p(place | question, document)
-    reader_tokens: tuple[str, ...]  # T: the best document, the question, and the answer up to its place
-    reader_attention: Float[Tensor, " T"]  # of the last token, in the head below
+    reader_tokens: tuple[tuple[str, ...], ...]  # (k, T): a document, the question, and the answer up to its place
+    reader_attention: Float[Tensor, "k T"]  # of the last token, in the head below
     reader_layer: int
     reader_head: int
     reader_place: int  # position of the document's place
-    reader_place_weight: float
+    reader_place_weight: Float[Tensor, " k"]
     # Chapter 7: mixing.
     marginal: Float[Tensor, " W"]
     contributions: Float[Tensor, "k W"]  # prior · per_doc; they add up to marginal

@@ -50,7 +50,8 @@ PARAPHRASES = {
 }  # fmt: skip
 VOCABULARY = {word: index for index, word in enumerate((*WORDS, *PARAPHRASES.values()))}
 SNAPSHOTS = 30
-SHOWN_SNAPSHOT = 4  # early: the arrows still have somewhere to go
+SHOWN_SNAPSHOT = 7  # the arrows have begun to part, and still have somewhere to go
+SHOWN_DOCUMENTS = 6  # where there is no room for all
 MOST_MIXED = 12  # documents
 
 
@@ -266,6 +267,8 @@ def library_fields(library: Library, readings: Readings, config: Config) -> dict
     query = library.questions(config.use_paraphrase)[gold]
     return {
         "doc_texts": tuple(library.texts()),
+        "old_doc_texts": tuple(library.texts("A")),
+        "doc_words": tuple(tuple(text.split()) for text in library.texts()),
         "doc_names": tuple(f"{f.owner}: {f.thing}" for f in library.facts),
         "query_text": query,
         "reader_question": fact.question(),
@@ -286,13 +289,17 @@ def lexical_fields(library: Library, config: Config) -> dict[str, Any]:
     """Return what word matching makes of the question."""
     counts, gold = word_counts(library.texts()), config.query_index
     by_name, shown = (word_ids(library.questions(kind)[gold]) for kind in (False, config.use_paraphrase))
-    scores = bm25_scores(shown, counts)
+    scores, words = bm25_scores(shown, counts), bm25_by_word(shown, counts)
+    first = scores.clone()
+    first[gold] += 1e-3  # before documents of an equal score
     return {
-        "lexical_words": bm25_by_word(shown, counts),
+        "lexical_words": words,
+        "lexical_running": words.cumsum(dim=0),
         "lexical_scores": scores,
         "lexical_scores_by_name": bm25_scores(by_name, counts),
         "word_matches": counts[:, shown] > 0,
         "lexical_best": scores == scores.max(),
+        "lexical_shown": retrieve(first[None], SHOWN_DOCUMENTS)[1][0].sort().values,
     }
 
 
@@ -317,7 +324,7 @@ def training_fields(retriever: Retriever, config: Config) -> dict[str, Any]:
     probs = torch.softmax(scores, dim=-1)
     scale = TRAIN_TEMPERATURE * len(docs)
     gradient, _ = contrastive_gradients(questions, docs, temperature=TRAIN_TEMPERATURE)
-    pull = docs / scale
+    pull, push = docs / scale, -gradient - docs / scale
     final = retriever.docs[-1]
     return {
         "doc_vectors": final,
@@ -334,8 +341,16 @@ def training_fields(retriever: Retriever, config: Config) -> dict[str, Any]:
         "batch_scores": scores,
         "batch_softmax": probs,
         "pull": pull @ flat,
-        "push": (-gradient - pull) @ flat,
+        "push": push @ flat,
+        "pull_turn": _across(pull, questions) @ flat,
+        "push_turn": _across(push, questions) @ flat,
+        "rivals": probs.masked_fill(torch.eye(len(docs), dtype=torch.bool), math.nan),
     }
+
+
+def _across(vectors: Float[Tensor, "M e"], units: Float[Tensor, "M e"]) -> Float[Tensor, "M e"]:
+    """Return the part of each vector at a right angle to its unit vector."""
+    return vectors - (vectors * units).sum(dim=1, keepdim=True) * units
 
 
 def search_fields(library: Library, retriever: Retriever, config: Config) -> dict[str, Any]:
@@ -412,11 +427,16 @@ def ivf_fields(library: Library, retriever: Retriever, config: Config) -> dict[s
         "ivf_scored": torch.isin(index.assignments, visited),
         "ivf_topk": ivf_search(questions[shown], index, docs, config.top_k, config.n_probe)[0],
         "ivf_found": found[:, shown],
+        "ivf_found_count": found[:, shown].sum(dim=1),
         "ivf_query_cost": cost[:, shown],
         "border_index": border,
         "border_text": texts[border],
         "border_point": questions[border] @ flat,
+        "border_cells": retrieve(similarity(questions[border][None], index.centroids), CELLS)[1][0],
+        "border_topk": exact[border],
         "border_found": found[:, border],
+        "border_found_count": found[:, border].sum(dim=1),
+        "border_cost": cost[:, border],
         "exact_cost": len(docs),
     }
 
@@ -450,7 +470,7 @@ def reading_fields(library: Library, retriever: Retriever, readings: Readings, c
     opened = -math.log(float(marginal[true]))
     return {
         "per_doc": per_doc,
-        **_attention(docs[int(indices[0])], question),
+        **_attention([docs[int(i)] for i in indices], question),
         "marginal": marginal,
         "contributions": contributions,
         "posterior": document_posterior(prior.log(), per_doc[:, true].log()),
@@ -467,22 +487,22 @@ def reading_fields(library: Library, retriever: Retriever, readings: Readings, c
 
 
 @torch.no_grad()
-def _attention(document: str, question: str) -> dict[str, Any]:
-    """Return where the last token before the place looks, in the head that looks at the document's place most."""
-    words = document.split()
-    text = f"{prompt([document], question)} {words[-4]} the"  # … is [prep] the [place] .
-    ids = tiny_lm.encode(text)
-    place = ids.index(id_of(words[-2]))
-    _, seen = tiny_lm.load("base")(torch.tensor([ids]), record=("weights",))
-    weights = seen["weights"][:, 0, :, -1]  # (L, H, T)
-    layer, head = divmod(int(weights[..., place].argmax()), weights.shape[1])
+def _attention(documents: Sequence[str], question: str) -> dict[str, Any]:
+    """Return where the last token before the place looks, in the head that looks at the best document's place most."""
+    words = [document.split() for document in documents]  # … is [prep] the [place] .
+    texts = [f"{prompt([document], question)} {end[-4]} the" for document, end in zip(documents, words, strict=True)]
+    ids = [tiny_lm.encode(text) for text in texts]
+    (place,) = {row.index(id_of(end[-2])) for row, end in zip(ids, words, strict=True)}
+    _, seen = tiny_lm.load("base")(torch.tensor(ids), record=("weights",))
+    weights = seen["weights"][:, :, :, -1]  # (L, k, H, T)
+    layer, head = divmod(int(weights[:, 0, :, place].argmax()), weights.shape[2])
     return {
-        "reader_tokens": tiny_lm.tokens(ids),
-        "reader_attention": weights[layer, head],
+        "reader_tokens": tuple(tiny_lm.tokens(row) for row in ids),
+        "reader_attention": weights[layer, :, head],
         "reader_layer": layer,
         "reader_head": head,
         "reader_place": place,
-        "reader_place_weight": float(weights[layer, head, place]),
+        "reader_place_weight": weights[layer, :, head, place],
     }
 
 

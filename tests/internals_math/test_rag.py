@@ -326,10 +326,28 @@ def test_the_reader_is_the_tiny_lm_itself(trace):
     text = f"fact : {trace.doc_texts[trace.gold]} {trace.reader_question}"
     answer = tiny_lm.generate(tiny_lm.load("base"), [text], 6, stop=".")[0]
     assert answer.split()[-2] == trace.answer_words[trace.true_place]
-    assert " ".join(trace.reader_tokens[1:]).startswith(text)
-    assert float(trace.reader_attention.sum()) == pytest.approx(1, abs=1e-5)
-    assert trace.reader_tokens[trace.reader_place] == trace.answer_words[trace.true_place]
-    assert trace.reader_place_weight == float(trace.reader_attention.max())
+    assert " ".join(trace.reader_tokens[0][1:]).startswith(text)
+
+
+def test_after_every_document_the_reader_looks_at_the_place_in_it(trace):
+    assert len(trace.reader_tokens) == len(trace.reader_attention) == 3
+    torch.testing.assert_close(trace.reader_attention.sum(dim=1), torch.ones(3))
+    for row, doc in enumerate(trace.topk_indices.tolist()):
+        words = trace.doc_words[doc]
+        assert trace.reader_tokens[row][3 : 3 + len(words)] == words
+        assert trace.reader_tokens[row][trace.reader_place] == words[-2]
+        assert trace.reader_tokens[row][-2:] == (words[-4], "the")
+        assert trace.answer_words[int(trace.per_doc[row].argmax())] == words[-2]
+    assert (trace.reader_attention.argmax(dim=1) == trace.reader_place).all()
+    torch.testing.assert_close(trace.reader_place_weight, trace.reader_attention.amax(dim=1))
+
+
+def test_world_b_differs_from_world_a_in_every_place_and_in_nothing_but_places(trace):
+    for old, new, words in zip(trace.old_doc_texts, trace.doc_texts, trace.doc_words, strict=True):
+        assert tuple(new.split()) == words
+        assert old.split()[:6] == new.split()[:6]
+        assert old.split()[-2] != words[-2]
+    assert trace.old_doc_texts[trace.gold].split()[-2] == trace.answer_words[trace.old_place]
 
 
 def test_a_paraphrase_leaves_word_matching_with_documents_it_cannot_tell_apart(trace):
@@ -341,6 +359,16 @@ def test_a_paraphrase_leaves_word_matching_with_documents_it_cannot_tell_apart(t
     assert int(trace.lexical_best.sum()) > 1
     assert trace.lexical_scores_by_name.argmax() == trace.gold
     assert trace.recall_lexical[0] < trace.recall_dense[0] == 1
+    torch.testing.assert_close(trace.lexical_running[-1], trace.lexical_scores)
+    torch.testing.assert_close(trace.lexical_running.diff(dim=0), trace.lexical_words[1:])
+
+
+def test_where_not_all_documents_have_room_the_best_matches_have(trace):
+    shown = trace.lexical_shown.tolist()
+    assert shown == sorted(set(shown))
+    assert len(shown) == 6
+    assert trace.gold in shown
+    assert min(trace.lexical_scores[shown]) >= trace.lexical_scores.sort(descending=True).values[5]
 
 
 def test_training_turns_every_question_to_its_document(trace):
@@ -360,6 +388,19 @@ def test_pull_and_push_are_the_gradient_of_the_shown_step(trace):
     torch.testing.assert_close(trace.pull + trace.push, -gradient, atol=1e-6, rtol=1e-5)
     torch.testing.assert_close(trace.batch_softmax.sum(dim=1), torch.ones(12))
     torch.testing.assert_close(similarity(trace.pull, d).diagonal(), torch.ones(12))
+    assert trace.rivals.diagonal().isnan().all()
+    torch.testing.assert_close(trace.rivals.nansum(dim=1) + trace.batch_softmax.diagonal(), torch.ones(12))
+
+
+def test_what_turns_a_query_is_the_gradient_through_its_normalization(trace):
+    raw = trace.training_queries[trace.shown_step].clone().requires_grad_()
+    docs = trace.training_docs[trace.shown_step]
+    in_batch_contrastive_loss(normalize_embeddings(raw), docs, temperature=topic.TRAIN_TEMPERATURE).backward()
+    assert raw.grad is not None
+    torch.testing.assert_close(trace.pull_turn + trace.push_turn, -raw.grad, atol=1e-6, rtol=1e-5)
+    # its own document pulls the shown query to itself
+    query, own = raw.detach()[trace.gold], docs[trace.gold]
+    assert trace.pull_turn[trace.gold] @ (own - query) > 0 > trace.push_turn[trace.gold] @ (own - query)
 
 
 def test_the_wedge_opens_until_it_holds_the_retrieved_documents(trace):
@@ -427,9 +468,16 @@ def test_cells_find_and_cost_what_a_loop_over_the_questions_counts(trace):
     assert trace.border_index == int(found[0].argmin())
     assert trace.border_text == questions[trace.border_index]
     shown = questions.index(trace.query_text)
-    for fields, column in ((trace.ivf_found, shown), (trace.border_found, trace.border_index)):
+    for fields, counts, cost, column in (
+        (trace.ivf_found, trace.ivf_found_count, trace.ivf_query_cost, shown),
+        (trace.border_found, trace.border_found_count, trace.border_cost, trace.border_index),
+    ):
         torch.testing.assert_close(fields.float().mean(dim=1), found[:, column])
-    assert trace.ivf_query_cost.tolist() == spent[:, shown].tolist()
+        torch.testing.assert_close(counts / 3, found[:, column])
+        assert cost.tolist() == spent[:, column].tolist()
+    query = retriever.encode([trace.border_text])[0]
+    assert trace.border_topk.tolist() == (docs @ query).topk(3).indices.tolist()
+    assert trace.border_cells.tolist() == (trace.ivf_centroids @ query).argsort(descending=True).tolist()
 
 
 def test_few_cells_cost_less_and_miss_some(trace):
