@@ -229,7 +229,8 @@ class TopicScene(Scene):
     def _provenance(self) -> list[str]:
         facts = trace_store.provenance(self.core)
         written = (f"{name} {traced(value, f'provenance.{name}')}" for name, value in facts.items())
-        return ["Every number is a real tensor of one tiny language model.", "  ·  ".join(written)]
+        origin = "Every number is measured on a tiny language model, computed, or quoted from its source."
+        return [origin, "  ·  ".join(written)]
 
     # -- beats ------------------------------------------------------------------------------------------------------
 

@@ -94,7 +94,7 @@ def _embed(slug: str, theme: str, base: str, gif: Path) -> Embed:
         fail(f"{slug} has no text for readers who cannot see its loop (loop_alt)", 1)
     facts = trace_store.provenance(scene.core)
     made_with = ", ".join(f"{name} {value}" for name, value in facts.items())
-    numbers = f"every number is a real tensor of one tiny model ({made_with})"
+    numbers = f"every number is measured on a tiny language model, computed, or quoted ({made_with})"
     credit = f"{topic.title}: animation by LLM Internals (MIT); {numbers}."
     with Image.open(gif) as image:
         width, height = image.size
