@@ -9,14 +9,16 @@ from manim import Animation, linear
 
 from scenes.kit import theme
 from scenes.kit.painter import Painter
-from scenes.kit.picture import Data, Picture
+from scenes.kit.picture import Data, Parts
+from scenes.kit.token_row import require_tokens
 from scenes.kit.traced import Traced, format_number, require_traced
 from scenes.kit.typography import Style, width
 
 WEDGE = 0.42  # reach of the wedge, as a share of the radius
+NAME = Style(theme.LABEL)
 
 
-class VectorPlane(Picture):
+class VectorPlane(Parts):
     """A plane with arrows whose tips are traced (x, y) pairs.
 
     Args:
@@ -26,10 +28,15 @@ class VectorPlane(Picture):
         limit: vector length that reaches the circle; by default the longest arrow.
         normalize: draw every arrow to the circle, so that only its direction shows.
         axes: draw the two axes through the origin.
+        circle: draw the circle.
         number: format of the coordinates that `drop` writes.
+        names: traced words of the arrows, which `label` writes around the circle.
     """
 
-    animated = ("opacity", "lengths", "angles", "shown", "wedge", "ghost_opacity", "dropped", "trail_start", "trail")
+    animated = (
+        "opacity", "lengths", "angles", "presence", "emphasis", "named", "wedge", "ghost_opacity", "dropped",
+        "trail_start", "trail",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -41,18 +48,25 @@ class VectorPlane(Picture):
         normalize: bool = False,
         line: float = theme.THICK,
         axes: bool = False,
+        circle: bool = True,
         number: str = "+.1f",
+        names: Sequence[Any] = (),
     ) -> None:
         pairs = _pairs(tips)
         if len(roles) != len(pairs):
             raise ValueError(f"VectorPlane needs a role for each of its {len(pairs)} arrows, got {len(roles)}")
         super().__init__(2 * radius, 2 * radius)
         self.values, self.roles, self.radius, self.line, self.normalize = tips, tuple(roles), radius, line, normalize
-        self.axes, self.number = axes, number
+        self.axes, self.circle, self.number = axes, circle, number
+        self.names = require_tokens(names, "VectorPlane")
+        if self.names and len(self.names) != len(pairs):
+            raise ValueError(f"VectorPlane needs a name for each of its {len(pairs)} arrows, got {len(self.names)}")
         lengths = np.hypot(*pairs.T)
         self.limit = float(limit) if limit is not None else float(lengths.max()) or 1.0
         self.lengths, self.angles = lengths, np.arctan2(pairs[:, 1], pairs[:, 0])
-        self.shown = np.ones(len(pairs))
+        self.presence = np.ones(len(pairs))
+        self.emphasis = np.ones(len(pairs))
+        self.named = np.zeros(len(pairs))  # opacity of each name
         self.wedge = np.array(0.0)  # opacity of the arc from the second arrow to the first
         self.wedge_value: Traced | None = None  # its angle, if it is written
         self.dropped = np.array(0.0)  # opacity of the first arrow's coordinates
@@ -75,11 +89,9 @@ class VectorPlane(Picture):
         self.angles = _nearest_turn(np.arctan2(pairs[:, 1], pairs[:, 0]), self.angles)
         return self
 
-    def show(self, which: Any = slice(None)) -> Self:
-        return self._set("shown", which, 1.0)
-
-    def hide(self, which: Any = slice(None)) -> Self:
-        return self._set("shown", which, 0.0)
+    def label(self, which: Any = slice(None), amount: float = 1.0) -> Self:
+        """Write the names of arrows around the circle, the leading ones first; what has no room is left out."""
+        return self._set("named", which, amount)
 
     def show_wedge(self, degrees: Traced | None = None, *, opacity: float = 1.0) -> Self:
         """Mark the angle between the first two arrows, and write its traced size beside it."""
@@ -164,7 +176,8 @@ class VectorPlane(Picture):
         if self.axes:
             for end in ((self.radius, 0.0), (0.0, self.radius)):
                 painter.polyline([(-end[0], -end[1]), end], stroke=theme.LINES, line=theme.HAIRLINE)
-        painter.circle(0, 0, self.radius, stroke=theme.LINES, line=theme.HAIRLINE)
+        if self.circle:
+            painter.circle(0, 0, self.radius, stroke=theme.LINES, line=theme.HAIRLINE)
         if self.trail > 0:
             start = float(self.trail_start[0])
             turn = max(-2 * math.pi, min(2 * math.pi, float(self.angles[0]) - start))
@@ -174,13 +187,34 @@ class VectorPlane(Picture):
         for tip, role in self.ghosts:
             ((x, y),) = _pairs(tip)
             opacity = float(self.ghost_opacity)
-            self._arrow(painter, math.hypot(x, y), math.atan2(y, x), role, opacity, self.line * 0.6)
+            self._arrow(painter, math.hypot(x, y), math.atan2(y, x), getattr(theme, role), opacity, self.line * 0.6)
         if self.wedge > 0 and len(self.angles) > 1:
             self._draw_wedge(painter)
         if self.dropped > 0:
             self._draw_drop(painter)
-        for k, role in enumerate(self.roles):
-            self._arrow(painter, float(self.lengths[k]), float(self.angles[k]), role, float(self.shown[k]), self.line)
+        for k in np.argsort(self.emphasis, kind="stable"):  # what leads lies on top
+            color = theme.recede(getattr(theme, self.roles[k]), float(self.emphasis[k]))
+            length, angle = float(self.lengths[k]), float(self.angles[k])
+            self._arrow(painter, length, angle, color, float(self.presence[k]), self.line)
+        for k, x, y, align in self._written():
+            ink = theme.mix(theme.MUTED, theme.TEXT, round(float(self.emphasis[k]) * 8) / 8)
+            opacity = float(self.named[k] * self.presence[k])
+            painter.text(str(self.names[k]), x, y, NAME, color=ink, align=align, opacity=opacity)
+
+    def _written(self) -> list[tuple[int, float, float, float]]:
+        """Return the names that have room: which arrow's, where its baseline starts, and its alignment."""
+        found, boxes = [], []
+        for k in np.argsort(-self.emphasis, kind="stable").tolist():
+            if not self.names or self.named[k] <= 0 or self.presence[k] <= 0:
+                continue
+            right, up = math.cos(self.angles[k]), math.sin(self.angles[k])
+            reach, wide = self.radius + 0.2, width(str(self.names[k]), NAME)
+            x, y, align = reach * right, (reach + 0.1) * up - NAME.size / 2, (1 - right) / 2
+            box = (x - align * wide, y, x + (1 - align) * wide, y + NAME.size)
+            if all(_apart(box, other) for other in boxes):
+                found.append((k, x, y, align))
+                boxes.append(box)
+        return found
 
     def _draw_ticks(self, painter: Painter) -> None:
         style = Style(theme.SMALL, "numbers")
@@ -231,10 +265,10 @@ class VectorPlane(Picture):
         first, second = self.values.values.reshape(-1, 2)[0].tolist()
         return format_number(first, self.number), format_number(second, self.number)
 
-    def _arrow(self, painter: Painter, length: float, angle: float, role: str, opacity: float, line: float) -> None:
+    def _arrow(self, painter: Painter, length: float, angle: float, color: str, opacity: float, line: float) -> None:
         reach = self._reach(length)
         tip = (reach * math.cos(angle), reach * math.sin(angle))
-        painter.arrow((0.0, 0.0), tip, color=getattr(theme, role), line=line, head=3.6 * line, opacity=opacity)
+        painter.arrow((0.0, 0.0), tip, color=color, line=line, head=3.6 * line, opacity=opacity)
 
     def data(self) -> tuple[Data, ...]:
         tips = np.stack([self.lengths * np.cos(self.angles), self.lengths * np.sin(self.angles)], axis=-1)
@@ -243,7 +277,8 @@ class VectorPlane(Picture):
 
     def ledger(self) -> list[tuple[str, str]]:
         rows = self.values.reshape(-1, 2)
-        entries = [("arrow", rows[k].origin) for k in range(len(self.shown)) if self.shown[k] > 0]
+        entries = [("arrow", rows[k].origin) for k in np.flatnonzero(self.presence > 0)]
+        entries += [(str(self.names[k]), self.names[k].origin) for k, *_ in self._written()]
         entries += [("ghost arrow", tip.origin) for tip, _ in self.ghosts]
         entries += [
             ("tick", angle.origin) if name is None else (_whole(name), name.origin) for angle, name, _ in self.ticks
@@ -290,6 +325,12 @@ class TurnThrough(Animation):
         self.mobject.values = self.stops[round(place)]
         if self.degrees is not None:
             self.mobject.wedge_value = self.degrees[round(place)]
+
+
+def _apart(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
+    """Return whether two boxes (left, bottom, right, top) leave a gap between them."""
+    beside = one[2] + 0.1 < other[0] or other[2] + 0.1 < one[0]
+    return beside or one[3] + 0.1 < other[1] or other[3] + 0.1 < one[1]
 
 
 def _whole(number: Traced) -> str:

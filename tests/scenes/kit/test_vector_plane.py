@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scenes.kit import theme
-from scenes.kit.traced import Traced
+from scenes.kit.traced import Traced, TracedText
 from scenes.kit.vector_plane import TurnThrough, VectorPlane
 from tests.scenes.kit.drawing import FINE, color_at, halfway, pixels
 
@@ -125,3 +125,36 @@ def test_a_plane_refuses_what_is_no_arrow():
         VectorPlane(tips(0.0, 1.0), ["QUERY"])
     with pytest.raises(ValueError, match=r"TurnThrough needs \(stops, 1, 2\), got shape \(2, 2\)"):
         TurnThrough(plane(0.0), tips(0.0, 1.0))
+
+
+def named(*angles):
+    names = tuple(TracedText("abcdef"[k] * 6, f"names[{k}]") for k in range(len(angles)))
+    return VectorPlane(tips(*angles), ["KEY"] * len(angles), radius=2.0, names=names)
+
+
+def test_names_stand_around_the_circle_beyond_their_arrows():
+    arrows = named(0.0, math.pi, math.pi / 2).label()
+    places = {k: (x - align, y) for k, x, y, align in arrows._written()}
+    assert places[0][0] == pytest.approx(2.2)  # starts right of the tip
+    assert places[1][0] == pytest.approx(-3.2)  # ends left of it
+    assert places[2][1] > 2.0
+    assert ("aaaaaa", "names[0]") in arrows.ledger()
+    assert not [text for text, origin in named(0.0).ledger() if origin.startswith("names")]
+
+
+def test_of_two_names_at_one_place_that_of_the_leading_arrow_is_written():
+    arrows = named(0.0, 0.01).label()
+    assert [k for k, *_ in arrows._written()] == [0]
+    assert [k for k, *_ in arrows.focus(1)._written()] == [1]
+
+
+def test_arrows_that_recede_are_weaker_and_lie_below_the_others():
+    both = plane(0.5, 0.5).focus(0)
+    assert color_at(pixels(both, FINE), np.array([math.cos(0.5), math.sin(0.5), 0])) == theme.QUERY
+    both.focus(1)
+    assert color_at(pixels(both, FINE), np.array([math.cos(0.5), math.sin(0.5), 0])) == theme.KEY
+
+
+def test_a_name_for_each_arrow_or_none():
+    with pytest.raises(ValueError, match="needs a name for each of its 2 arrows, got 1"):
+        VectorPlane(tips(0, 1), ["KEY", "KEY"], names=(TracedText("a", "names[0]"),))
