@@ -1,6 +1,6 @@
 """Words on the stage: labels whose box is the height of a capital, so that things align by their baselines."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -110,16 +110,36 @@ class Readout(Label):
 
 
 class StepThrough(Animation):
-    """Show one traced value after the other in a Readout, evenly over the run time; ends on the last one."""
+    """Show one traced value after the other in a Readout; ends on the last one.
 
-    def __init__(self, readout: Readout, values: Traced, keep: Any = (-1, 0), **kwargs: Any) -> None:
+    Args:
+        at: the share of the run time at which each value comes up, rising; by default evenly, the first one at once.
+            Until the first one comes up, the readout stays as it is.
+    """
+
+    def __init__(
+        self,
+        readout: Readout,
+        values: Traced,
+        keep: Any = (-1, 0),
+        *,
+        at: Sequence[float] | None = None,
+        **kwargs: Any,
+    ) -> None:
         self.values = require_traced(values, "StepThrough")
+        if at is not None and len(at) != len(self.values):
+            raise ValueError(f"{len(self.values)} values need as many moments, got {len(at)}")
+        self.at = at
         self.keep = keep
         self.shown = -1
         super().__init__(readout, **kwargs)
 
     def interpolate_mobject(self, alpha: float) -> None:
-        step = min(int(self.rate_func(alpha) * len(self.values)), len(self.values) - 1)
+        share = self.rate_func(alpha)
+        if self.at is None:
+            step = min(int(share * len(self.values)), len(self.values) - 1)
+        else:
+            step = int(np.searchsorted(self.at, share + 1e-9, side="right")) - 1
         if step != self.shown:
             self.shown = step
             self.mobject.set_value(self.values[step], self.keep)  # type: ignore[attr-defined]

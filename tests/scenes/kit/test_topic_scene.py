@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from manim import FadeIn, FadeOut, tempconfig
+from manim import FadeIn, FadeOut, linear, tempconfig
 
 from scenes import series
 from scenes.kit import theme
@@ -11,6 +11,7 @@ from scenes.kit.label import Label, Readout, StepThrough
 from scenes.kit.motion import ColumnByColumn, RowByRow, Visit, pour
 from scenes.kit.tensor_grid import TensorGrid
 from scenes.kit.topic_scene import CaptionBand, Header, TopicScene, chapter, loop
+from scenes.kit.traced import traced
 from tests.scripts.topics import tiny
 
 # Importing the small topic has put it into the registry, as it must in a worker; other tests want the real one.
@@ -107,6 +108,21 @@ def test_the_ledger_sees_what_comes_and_goes_within_one_motion(registered):
 
     shown = [entry["shown"] for entry in play(Stepping, "step").ledger]
     assert shown == ["1.00", "−2.00", "0.50"]
+
+
+def test_values_can_come_up_at_moments_of_their_own(registered):
+    class Stepping(Story):
+        @chapter("Step")
+        def step(self):
+            """Nothing changes until the first moment."""
+            readout = Readout(lambda v: f"{v:.2f}", self.trace.numbers[0, 2])
+            self.play(StepThrough(readout, self.trace.numbers[0, :2], at=(0.5, 1.0), rate_func=linear), run_time=1.0)
+
+    entries = {entry["shown"]: entry for entry in play(Stepping, "step").ledger}
+    assert list(entries) == ["0.50", "1.00", "−2.00"]
+    assert entries["1.00"]["start"] == pytest.approx(0.5, abs=0.11)
+    with pytest.raises(ValueError, match="2 values need as many moments, got 1"):
+        StepThrough(Readout(lambda v: f"{v:.0f}", traced(5, "one")), traced((1, 2), "two"), at=(0.5,))
 
 
 def test_a_loop_has_neither_header_nor_captions(registered):
