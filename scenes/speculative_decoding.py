@@ -31,10 +31,17 @@ from scenes.speculative_decoding_stage import (
     TARGET,
     Iteration,
     TwoShapes,
+    differs,
 )
 
 PLAIN_PASSES = 8  # of the first chapter
+OTHER = "GRADIENT"  # the draft that is not the chosen one
 A_DRAFT = {"small": "a small model", "bigram": "a table of word pairs"}
+
+
+def finished(moment: Any) -> str:
+    """Return how many passes of one by one are over at the end of one: they are the unit of time."""
+    return f"{moment:.0f} {'pass' if moment == 1 else 'passes'}"
 
 
 class SpeculativeDecoding(TopicScene):
@@ -80,7 +87,7 @@ class SpeculativeDecoding(TopicScene):
         into = arrow(prompt.get_bottom() + 1.2 * LEFT, passes.moment(0.12) + 0.5 * UP)
         self.play(into.draw_to(0).animate.draw_to(1), run_time=0.4)
         for k in range(count):
-            pace = 1.0 if k < 2 else 0.55
+            pace = 1.0 if k < 2 else 0.45
             if k == 3:
                 self.say("Each word costs one full pass of the large model.")
             self.play(passes.animate(rate_func=linear).run_to(line.end[k]), run_time=0.75 * pace)
@@ -141,7 +148,7 @@ class SpeculativeDecoding(TopicScene):
         own = one.own_word().move_to(one.passes.block_end(one.gamma) + 0.8 * LEFT).set_opacity(0)
         self.play(own.animate.move_to(one.own_place()).set_opacity(1), run_time=theme.MOVE)
         self.hold(0.3)
-        self.say("All of these words took a single pass of the large model.")
+        self.say("All of these words took a single large pass.")
         flights = [*(one.guesses.tile(k) for k in range(one.kept)), own][: len(one.new)]
         one.guesses.hide()
         self.add(*flights)
@@ -171,11 +178,11 @@ class SpeculativeDecoding(TopicScene):
         self.play(FadeIn(stage.axis, self.prefix(stage)), run_time=theme.QUICK)
         self.add(stage.shared, stage.draft, stage.target)
         self.play(stage.draft.animate.show(), FadeIn(*draft), run_time=1.4)
-        self.say("The large model, the target, gives it another one.")
+        self.say("The large model, the target, gives other chances.")
         self.play(stage.target.animate.show(), FadeIn(*target), run_time=1.4)
         self.say("The overlap of the two shapes is the chance of acceptance.")
         law = Formula("sum min({{ p : target }}, {{ q : draft }})", size=0.2, target=TARGET, draft=DRAFT)
-        kept = self.share(stage, trace.beta, "kept", KEPT, 0)
+        kept = self.share(stage, trace.beta, "kept at this word", KEPT, 0)
         law.next_to(kept[0], LEFT, buff=0.25)
         self.play(stage.shared.animate.show(), run_time=1.8)
         self.play(FadeIn(*kept, *stage.kept(), law), run_time=theme.QUICK)
@@ -212,7 +219,8 @@ class SpeculativeDecoding(TopicScene):
         """Rejected mass is poured exactly where p is still missing."""
         trace = self.trace
         stage = TwoShapes(trace)
-        self.add(*stage.shapes(), *stage.keys())
+        text = self.prefix(stage)
+        self.add(*stage.shapes(), *stage.keys(), text)
         rule = Formula(
             "min(1, {{ p : target }} / {{ q : draft }})", size=0.26, target=TARGET, draft=DRAFT
         ).move_to([stage.pool[0], -0.2, 0])  # fmt: skip
@@ -227,7 +235,7 @@ class SpeculativeDecoding(TopicScene):
                 self.say(f"Guess “{word}”: throw a dart at the draft’s bar. Green: it is kept.")
             else:
                 self.say(f"Guess “{word}”: the dart hits red, so it is rejected.")
-            self.throw(stage, darts, k, is_kept)
+            self.throw(stage, text, darts, k, is_kept)
             if is_kept:
                 self.play(FadeIn(rule, rule_name), run_time=theme.QUICK)
         self.say("Many guesses: what lands in the green is kept.")
@@ -238,28 +246,26 @@ class SpeculativeDecoding(TopicScene):
         self.play(FadeOut(darts, rule, rule_name), run_time=theme.QUICK)
         self.move_over(stage, pace=1.0)
         self.say("Flush with the target: nothing is approximated.")
+        name = Label("largest difference\nfrom p", color=theme.MUTED, align=0.5).move_to([stage.pool[0], 0.7, 0])
         worst = Readout(lambda d: f"{d:.0e}", trace.max_abs_diff_output, size=0.3, bold=True)
-        worst.move_to([stage.pool[0], 0.2, 0])
-        worst_name = Label("largest difference\nfrom p", color=theme.MUTED, align=0.5).next_to(worst, DOWN, buff=0.25)
-        self.play(FadeIn(worst, worst_name), run_time=theme.QUICK)
+        worst.next_to(name, DOWN, buff=0.3)
+        rounding = Label("only rounding", color=theme.MUTED).next_to(worst, DOWN, buff=0.25)
+        self.play(FadeIn(name, worst, *([rounding] if trace.max_abs_diff_output > 0 else [])), run_time=theme.QUICK)
         self.say(f"{trace.exact_runs:,} guesses, checked and replaced: the counts agree.")
         counted = Bars(
             trace.exact_share, direction="up", limit=stage.target.limit, length=stage.target.length, step=STEP,
             thickness=FILLED, number=None, role="TEXT", outline=True, dash=DASH,
         ).move_to(stage.target).hide()  # fmt: skip
-        name = stage.key("counted", "TEXT", DASH, 0)
         self.add(counted)
-        self.play(counted.animate.show(), FadeIn(*name), run_time=1.6)
+        self.play(counted.animate.show(), FadeIn(*stage.key("counted", "TEXT", DASH, 0)), run_time=1.6)
         self.hold(0.6)
 
-    def throw(self, stage: TwoShapes, darts: Darts, k: int, is_kept: bool) -> None:
-        """Drop a guessed word on its bar, and the dart into it."""
+    def throw(self, stage: TwoShapes, text: TokenRow, darts: Darts, k: int, is_kept: bool) -> None:
+        """Guess a word after the text, bring it to its bar, and drop the dart into that."""
         trace = self.trace
         tile = TokenRow(trace.dart_words[k : k + 1], roles=DRAFT)
         over = stage.draft.tip(int(trace.dart_bar[k])) + 0.32 * UP
-        top = np.array([over[0], 2.75, 0])
-        tile.move_to(top)
-        self.play(FadeIn(tile), run_time=0.4)
+        self.play(FadeIn(tile.next_to(text, RIGHT, buff=0.1)), run_time=0.4)
         self.play(tile.animate.move_to(over), run_time=0.7)
         self.play(RowByRow(darts, [k]), run_time=0.5)
         words, color = ("✓ kept", theme.KEY) if is_kept else ("✗ rejected", theme.LOSS)
@@ -277,7 +283,7 @@ class SpeculativeDecoding(TopicScene):
         self.play(stage.peel(pace=pace), FadeIn(share), *gone, run_time=1.5 * pace)
         self.hold(0.4 * pace)
         pieces = stage.stacked(stage.gaps)
-        again = Label("drawn again", bold=True, color=theme.SCORE).move_to(place)
+        again = Label("target draws again", bold=True, color=theme.SCORE).move_to(place)
         names = stage.shares(pieces)
         self.play(stage.recut(pieces, pace=pace), FadeOut(share), FadeIn(again, *names), run_time=0.7 * pace)
         self.hold(0.7 * pace)
@@ -292,14 +298,16 @@ class SpeculativeDecoding(TopicScene):
         self.add(*stage.shapes(), *stage.keys(), *stage.kept(), self.prefix(stage))
         self.hold(0.7)
         pieces = self.move_over(stage, pace=0.75)
-        self.hold(1.0)
-        stage.set_down(stage.excess)
-        excess = [piece.set_opacity(0) for piece in stage.excess.values()]
-        self.play(*(FadeOut(piece) for piece in pieces.values()), run_time=0.5)
-        self.add(*excess, stage.draft.set_opacity(1).hide(), stage.target)
-        again = [part.animate.set_opacity(1) for part in stage.names[0]]
-        self.play(stage.draft.animate.show(), *again, run_time=0.7)
-        self.play(*(piece.animate.set_opacity(1) for piece in excess), run_time=0.5)
+        result = Label("exactly\nthe target p", size=0.28, bold=True, color=theme.VALUE, align=0.5)
+        result.move_to(stage.pool + 2 * UP)
+        self.play(FadeIn(result), run_time=0.4)
+        self.hold(1.5)
+        chart = [stage.shared, stage.target, *stage.kept(), *pieces.values(), result]
+        self.play(*(FadeOut(part) for part in chart), run_time=0.4)
+        again = TwoShapes(self.trace, foot=-2.8, height=5.2)
+        self.remove(stage.axis, *stage.keys())
+        self.add(again.axis, *again.names[1])
+        self.play(FadeIn(*again.shapes()[1:], *again.names[0], *again.kept()), run_time=0.5)
 
     # -- chapter 5 --------------------------------------------------------------------------------------------------
 
@@ -315,54 +323,54 @@ class SpeculativeDecoding(TopicScene):
         roles = [DRAFT if str(model) == "draft" else TARGET for model in guessed.model]
         checked = Gantt(guessed.start, guessed.end, lanes=("guess, check",), roles=roles, **looks)
         words, passes = [], []
-        for lane, y, fields in (
-            (alone, 2.45, (plain.words, plain.words)), (checked, 1.6, (trace.words_after_pass, trace.passes))
-        ):  # fmt: skip
+        for lane, y in ((alone, 2.45), (checked, 1.6)):
             lane.move_to([0, y, 0]).align_to([-4.7, 0, 0], LEFT)
             corner = lane.get_right() + 0.2 * RIGHT
-            words.append(Readout(lambda n: counted(n, "word"), fields[0][0], face="words", size=0.22, bold=True))
-            passes.append(
-                Readout(
-                    lambda n: counted(n, "pass", "passes"), fields[1][0], face="words", color=theme.MUTED, size=0.18
-                )
-            )
+            words.append(Readout(lambda n: counted(n, "word"), guessed.words[0], face="words", size=0.22, bold=True))
+            passes.append(Readout(finished, plain.start[0], face="words", color=theme.MUTED, size=0.18))
             words[-1].move_to(corner + 0.16 * UP, aligned_edge=LEFT)
             passes[-1].move_to(corner + 0.2 * DOWN, aligned_edge=LEFT)
         rows = self.text_rows(0.12)
         prompt = TokenRow((trace.prompt,), size=0.22, height=0.52).move_to([0, 0.8, 0]).align_to(rows[0], LEFT)
         time = Label("time →", color=theme.MUTED).next_to(checked, DOWN, buff=0.2).align_to(checked, RIGHT)
         self.say("Now a whole text, in a race with one word per pass.")
-        self.play(FadeIn(alone, checked, time, prompt, *rows, *self.meanings()), run_time=theme.QUICK)
+        *meanings, stopped = self.meanings()
+        start = FadeIn(alone, checked, time, prompt, *rows, *meanings, *words, *passes)
+        self.play(start, run_time=theme.QUICK)
         iterations = len(trace.passes)
-        pace, reached, flights = min(1.1, 6.6 / iterations), 0, []
+        pace, now, flights = min(1.0, 6.0 / iterations), guessed.start[0], []
         for k in range(iterations):
             if k == (iterations + 1) // 2:
                 self.say("Each pass writes the guesses that it keeps, and one more word.")
             ends = guessed.end[(k + 1) * (gamma + 1) - 1]
-            written = plain.words[reached : int(min(float(ends), float(plain.end[-1])) + 1e-4)]
-            reached += len(written)
             moves = [lane.animate(rate_func=linear).run_to(ends) for lane in (alone, checked)]
-            self.play(*moves, *self.count(words[0], passes[0], written), *self.landing(flights, rows), run_time=pace)
+            counts = self.count(words[0], passes[0], now, ends)
+            self.play(*moves, *counts, *self.landing(flights, rows), run_time=pace)
+            now = ends
             self.land(flights, rows)
             flights = self.words_of(k, checked.moment(ends), rows)
             self.add(words[1].set_value(trace.words_after_pass[k]), passes[1].set_value(trace.passes[k]))
         self.play(*self.landing(flights, rows), run_time=pace)
         self.land(flights, rows)
+        if int(trace.words_of_pass[-1]) <= int(trace.num_accepted[-1]):  # without the word that it adds
+            self.play(FadeIn(stopped), run_time=0.3)
+        if differs(trace):
+            self.say("Other words than one by one, but the same chances.")
+        if now < float(plain.end[-1]):
+            counts = self.count(words[0], passes[0], now, plain.end[-1])
+            self.play(alone.animate(rate_func=linear).run_to(plain.end[-1]), *counts, run_time=2.4)
         self.say("Same distribution, fewer passes.")
-        if reached < len(plain.words):
-            self.play(
-                alone.animate(rate_func=linear).run_to(plain.end[-1]),
-                *self.count(words[0], passes[0], plain.words[reached:]),
-                run_time=2.4,
-            )
         self.hold(1.0)
 
-    def count(self, words: Readout, passes: Readout, values: Any) -> list[StepThrough]:
-        """Return the way of both counters through what was written in a while; one word is one pass."""
-        return [StepThrough(one, values, rate_func=linear) for one in (words, passes)] if len(values) else []
+    def count(self, words: Readout, passes: Readout, start: Any, end: Any) -> list[StepThrough]:
+        """Return the way of both counters while time goes on; one pass is one word, when it is over."""
+        line, (start, end) = self.trace.timeline_plain, (float(start), float(end))
+        over = [k for k, done in enumerate(line.end) if start + 1e-4 < float(done) < end + 1e-4]
+        at = [min(1.0, (float(line.end[k]) - start) / (end - start)) for k in over]
+        return [StepThrough(one, line.words[over], at=at, rate_func=linear) for one in (words, passes)] if over else []
 
     def meanings(self) -> list[Label]:
-        """Return what the colors of words mean."""
+        """Return what the colors of words mean, and when the text was over."""
         labels = [
             Label(words, color=getattr(theme, role), bold=True)
             for words, role in (
@@ -371,6 +379,7 @@ class SpeculativeDecoding(TopicScene):
                 ("added by the large model", TARGET),
             )
         ]
+        labels.append(Label(f"stopped at {counted(self.trace.words_after_pass[-1], 'word')}", color=theme.MUTED))
         Group(*labels).arrange(RIGHT, buff=0.8).move_to([0, -2.5, 0])
         return labels
 
@@ -417,41 +426,49 @@ class SpeculativeDecoding(TopicScene):
             x_format="d", y_format="d", x_label="guesses for each pass", y_label="words from each pass",
         ).move_to([-1.65, 0.35, 0])  # fmt: skip
         perfect = chart.curve(law[:8], trace.perfect_tokens[:8], role="FROZEN", dash=DASH, drawn=0)
-        roles = {"small": DRAFT, "bigram": "GRADIENT"}
+        chosen = str(trace.config.draft)
+        roles = {chosen: DRAFT, **{str(name): OTHER for name in trace.draft_names if name != chosen}}
         lines, dots = [], []
         for name, role in roles.items():
             lines.append(chart.curve(gammas, trace.tokens_per_call_formula[name], role=role, drawn=0))
             dots.append(chart.curve(gammas, trace.tokens_per_call_measured[name], role=role, line=0, dots=0.1, drawn=0))
         names = [
-            Label(f"{DRAFTS[name]}\nα = {trace.alpha[name]:.0%} kept", color=getattr(theme, role), bold=True)
+            Label(f"draft: {DRAFTS[name]}\nα = {trace.alpha[name]:.0%}", color=getattr(theme, role), bold=True)
             for name, role in roles.items()
         ]
-        upper, lower = (float(chart.point(number, len(gammas) - 1)[1]) for number in lines)
-        for label, height in zip(names, (max(upper, lower + 0.9), lower), strict=True):
-            label.move_to([chart.get_right()[0] + 1.25, height, 0], aligned_edge=LEFT)
-        dream = Label("every guess kept", color=theme.MUTED).next_to(chart.point(perfect, 7), RIGHT, buff=0.2)
+        ends = [chart.point(number, len(gammas) - 1) for number in lines]
+        upper = int(ends[1][1] > ends[0][1])
+        for label, end, side in ((names[upper], ends[upper], UP), (names[1 - upper], ends[1 - upper], DOWN)):
+            label.next_to(end + 0.2 * RIGHT, side, buff=0.2).align_to(end + 0.2 * RIGHT, LEFT)
+        dream = Label("every guess kept", color=theme.MUTED).next_to(chart.point(perfect, 7), UP, buff=0.2)
+        beside = chart.get_right()[0] + 1.3
+        mean = Label("α: chance that\na guess is kept,\nmean over texts", color=theme.MUTED)
+        mean.move_to([beside, 1.0, 0], aligned_edge=LEFT)
         self.say("If every guess were kept, each would add a word.")
         self.play(FadeIn(chart), run_time=theme.QUICK)
         self.play(chart.animate(rate_func=linear).draw_curve(perfect), run_time=1.0)
         self.play(FadeIn(dream), run_time=0.3)
         self.say("One miss ends the rest: longer guesses pay less and less.")
         self.play(self.drawing(chart, lines), run_time=2.2)
-        self.play(FadeIn(*names), run_time=0.4)
+        self.play(FadeIn(*names, mean), run_time=0.4)
         self.say(f"Dots: counted in {trace.measured_runs:d} texts of each draft. Lines: the formula.")
         self.play(self.drawing(chart, dots), run_time=2.2)
         self.hold(0.6)
-        self.say("The paper’s own table lies on the same law.")
+        self.say("Gray: the same formula for other α, through the paper’s table.")
         laws = [chart.curve(law, tokens, role="FROZEN", line=theme.HAIRLINE, drawn=0) for tokens in trace.law_tokens]
-        table = chart.curve(trace.table1.gamma, trace.table1.speed, role="TEXT", line=0, dots=0.1, drawn=0)
+        table = chart.curve(trace.table1.gamma, trace.table1.speed, role="TEXT", line=0, dots=0.07, drawn=0)
         signs = [
             Label(f"α = {alpha:.0%}", size=theme.SMALL, color=theme.MUTED).next_to(
-                chart.point(number, len(law) - 1), RIGHT, buff=0.22
+                chart.point(number, len(law) - 1), RIGHT, buff=0.25
             )
             for alpha, number in zip(trace.law_alphas, laws, strict=True)
         ]
-        self.play(self.drawing(chart, laws), run_time=1.2)
+        behind = self.drawing(chart, laws)
+        for number in (*lines, *dots):
+            behind = behind.show_curve(number, 0.4)
+        self.play(behind, run_time=1.2)
         title = Label("● the paper’s table", bold=True)
-        title.move_to([names[0].get_left()[0], chart.get_top()[1], 0], aligned_edge=LEFT)
+        title.move_to([beside, chart.get_top()[1], 0], aligned_edge=LEFT)
         self.play(FadeIn(*signs, title), chart.animate.draw_curve(table), run_time=0.8)
         self.hold(0.6)
 
@@ -476,49 +493,59 @@ class SpeculativeDecoding(TopicScene):
         step = int(np.ceil(heaviest / 4))  # at most four lines
         speed = Chart(
             8.4, 2.75, y=(0, top), y_ticks=range(0, int(top) + 1, 2), **looks,
-            y_label="speed, if one pass checks all guesses in the time of one",
+            y_label="speed against one by one, if a checking pass takes as long as a normal one",
         ).move_to([-1.75, 1.1, 0])  # fmt: skip
         work = Chart(
             8.4, 1.05, y=(0, 1.1 * heaviest), y_ticks=range(0, 4 * step + 1, step), **looks,
-            y_label="arithmetic for each word", x_ticks=(0, 4, 8, 12, 16, 20, 24), x_label="guesses for each pass",
+            y_label=f"arithmetic for each word (a guess takes {trace.c_hat:.0%} of a large pass)",
+            x_ticks=(0, 4, 8, 12, 16, 20, 24), x_label="guesses for each pass",
         ).move_to([-1.75, -1.6, 0])  # fmt: skip
-        speed.curve(gammas, trace.speedup, role=TARGET, drawn=0)
-        work.curve(gammas, trace.operations_curve, role="LOSS", drawn=0)
+        speed.curve(gammas, trace.speedup, role=DRAFT, drawn=0)
+        work.curve(gammas, trace.operations_curve, role="TEXT", drawn=0)
         readouts = [
             Readout(lambda v: f"{v:.1f}×", field[0], size=0.46, bold=True, color=getattr(theme, role))
             .move_to([4.5, y, 0], aligned_edge=LEFT)
-            for field, role, y in ((trace.speedup, TARGET, 1.9), (trace.operations_curve, "LOSS", -1.45))
+            for field, role, y in ((trace.speedup, DRAFT, 1.9), (trace.operations_curve, "TEXT", -1.45))
         ]  # fmt: skip
         words = [
             Label(text, color=theme.MUTED).next_to(readout, DOWN, buff=0.22, aligned_edge=LEFT)
             for text, readout in zip(("as fast", "the arithmetic"), readouts, strict=True)
         ]
-        self.say(f"Guesses cost time: here a draft pass takes {trace.config.c:.0%} of a large one.")
+        self.say(f"Say that each guess takes {trace.config.c:.0%} of the time of a large pass.")
         self.play(FadeIn(speed.ride(0, 0), work.ride(0, 0), *readouts, *words), run_time=theme.QUICK)
         self.ride(speed, work, readouts, 0, best, 2.6)
-        self.play(FadeIn(self.optimum(speed, 0, best, TARGET)), run_time=theme.QUICK)
+        self.play(FadeIn(self.optimum(speed, 0, best, DRAFT)), run_time=theme.QUICK)
         self.say(self.limit(best, last))
-        self.ride(speed, work, readouts, best, last, 2.0)
+        self.ride(speed, work, readouts, best, last, 1.8)
         self.hold(0.4)
+        self.ride(speed, work, readouts, last, best, 0.8)
         self.say("A slower draft turns earlier. A free one never does.")
-        signs, others = [self.cost(speed, 0, last, trace.config.c, TARGET)], []
+        signs, others = [self.cost(speed, 0, last, trace.config.c, DRAFT)], []
         for cost, curve, turn in zip(trace.speedup_costs, trace.speedup_curves, trace.speedup_best, strict=True):
             if abs(float(cost) - float(trace.config.c)) < 1e-6:
                 continue
             inside = int((np.asarray(curve) <= top).sum())
             number = speed.curve(gammas[:inside], curve[:inside], role="FROZEN", drawn=0)
             others.append(number)
-            signs.append(self.cost(speed, number, inside - 1, cost, "FROZEN"))
+            beyond = inside <= last  # it leaves the chart, with an arrow
+            signs.append(self.cost(speed, number, inside - 2 if beyond else last, cost, "FROZEN"))
             if int(turn) < inside:
                 signs.append(self.optimum(speed, number, int(turn), "FROZEN"))
+            if beyond:
+                signs.append(self.rising(speed, number, inside - 1))
         self.play(self.drawing(speed, others), run_time=1.6)
         self.play(FadeIn(*signs), run_time=theme.QUICK)
         self.hold(0.4)
 
-    def cost(self, speed: Chart, number: int, end: int, cost: Any, role: str) -> Label:
-        """Return what a draft costs, at the end of its curve."""
+    def cost(self, speed: Chart, number: int, place: int, cost: Any, role: str) -> Label:
+        """Return what a draft costs, beside a point of its curve."""
         label = Label(f"draft {cost:.0%}", size=theme.SMALL, color=getattr(theme, role), bold=True)
-        return label.next_to(speed.point(number, end), RIGHT, buff=0.2)
+        return label.next_to(speed.point(number, place), RIGHT, buff=0.2)
+
+    def rising(self, speed: Chart, number: int, end: int) -> Stroke:
+        """Return an arrow that goes on where a curve leaves the chart."""
+        before, last = speed.point(number, end - 1), speed.point(number, end)
+        return arrow(last, last + last - before, color=theme.FROZEN)
 
     def limit(self, best: int, last: int) -> str:
         """Return what is to be said of more guesses than the best number."""
@@ -537,15 +564,18 @@ class SpeculativeDecoding(TopicScene):
         return Group(mark, count.next_to(foot, DOWN, buff=0.1))
 
     def ride(self, speed: Chart, work: Chart, readouts: list[Readout], start: int, end: int, seconds: float) -> None:
-        """Draw both curves from one number of guesses to another, with a marker at their ends."""
+        """Ride with a marker from one number of guesses to another; the way there draws both curves."""
         trace = self.trace
+        if start == end:
+            return
         share = end / (len(trace.curve_gammas) - 1)
-        if end > start:
-            self.play(
-                *(chart.animate(rate_func=linear).draw_curve(0, share).ride(0, share) for chart in (speed, work)),
-                *(
-                    StepThrough(readout, field[start : end + 1], rate_func=linear)
-                    for readout, field in zip(readouts, (trace.speedup, trace.operations_curve), strict=True)
-                ),
-                run_time=seconds,
-            )
+        passed = slice(start, end + 1) if start < end else slice(start, end - 1 if end else None, -1)
+        rides = [chart.animate(rate_func=linear).ride(0, share) for chart in (speed, work)]
+        self.play(
+            *(ride.draw_curve(0, share) if start < end else ride for ride in rides),
+            *(
+                StepThrough(readout, field[passed], rate_func=linear)
+                for readout, field in zip(readouts, (trace.speedup, trace.operations_curve), strict=True)
+            ),
+            run_time=seconds,
+        )

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from manim import DOWN, LEFT, RIGHT, AnimationGroup, FadeIn, FadeOut, LaggedStart, linear
+from manim import DOWN, LEFT, RIGHT, UP, AnimationGroup, FadeIn, FadeOut, LaggedStart, linear
 
 from scenes.kit import theme
 from scenes.kit.bars import Bars
@@ -18,11 +18,16 @@ from scenes.kit.token_row import TokenRow
 # What the colors mean in this video.
 DRAFT, TARGET, KEPT, REJECTED, REFILLED = "WEIGHT", "VALUE", "KEY", "LOSS", "SCORE"
 ROLES = {"accepted": KEPT, "replaced": REFILLED, "bonus": TARGET}
-DRAFTS = {"small": "small model", "bigram": "word pairs"}
+DRAFTS = {"small": "small model", "bigram": "word-pair table"}
 DASH = (0.11, 0.08)
 LINE = 13.1  # width of a line of words
 STEP, FILLED = 1.22, 0.78  # from word to word, and the share of it that a bar fills
 THINNEST = 0.006  # of a piece that can be seen
+
+
+def differs(trace: Any, count: int | None = None) -> bool:
+    """Return whether the first words of the run with guesses are others than those written one by one."""
+    return trace.words.word[:count] != trace.plain_words[:count]
 
 
 class Iteration:
@@ -67,7 +72,13 @@ class Iteration:
 
     def parts(self) -> list[Any]:
         """Return what stands there before anything is guessed."""
-        return [self.passes, self.story, self.guesses, self.time]
+        return [self.passes, self.story, self.guesses, self.time, *self.other_run()]
+
+    def other_run(self) -> list[Label]:
+        """Return a note above the text if it is another one than one by one wrote."""
+        note = Label("another random run: other words, same chances", color=theme.MUTED)
+        shown = int(self.trace.words_after_pass[self.shown])
+        return [note.next_to(self.story, UP, buff=0.22, aligned_edge=LEFT)] if differs(self.trace, shown) else []
 
     def run_to(self, k: int) -> Any:
         """Return the way of time to the end of pass k; the last one is the large model's."""
@@ -120,7 +131,7 @@ class TwoShapes:
         self.gaps = self._pieces(Bars(trace.gap_top, role=REFILLED, **looks).move_to(self.shared))
         self.pool = np.array([left + width + 2.5, foot, 0])  # foot of the stack of what was rejected
         self.key_height = foot + height + 0.33
-        self.names = [self.key("draft", DRAFT, DASH, 0), self.key("target", TARGET, None, 1)]
+        self.names = [self.key("draft q", DRAFT, DASH, 0), self.key("target p", TARGET, None, 1)]
 
     def _pieces(self, bars: Bars) -> dict[int, Bars]:
         """Return the bars that can be seen as pieces, by their word, each on top of what both shapes share."""
@@ -132,7 +143,7 @@ class TwoShapes:
 
     def key(self, words: str, role: str, dash: Sequence[float] | None, place: int) -> tuple[Stroke, Label]:
         """Return the name of an outline beside a piece of it, above the pool: the first or the second."""
-        color, x, y = getattr(theme, role), float(self.pool[0]) - 2.55 + 2.15 * place, self.key_height
+        color, x, y = getattr(theme, role), float(self.pool[0]) - 2.85 + 2.15 * place, self.key_height
         sample = Stroke([x, y, 0], [x + 0.55, y, 0], color=color, dash=dash, line=theme.THICK)
         return sample, Label(words, color=color, bold=True).move_to([x + 0.75, y, 0], aligned_edge=LEFT)
 

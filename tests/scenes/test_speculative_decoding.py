@@ -158,6 +158,18 @@ def test_the_poured_pieces_end_flush_with_the_target(unit, trace):
     assert max(ends) < 1e-6
 
 
+def test_the_loop_shows_the_filled_bars_a_while_and_fades_them_as_a_whole():
+    def look(scene):
+        shared = pictures(scene, Bars, "min_pq")
+        filled = [opacity for _, _, opacity in pieces(scene, "gap_top")]
+        return float(shared[0].opacity) if shared else 0, filled
+
+    _, seen = watched(SpeculativeDecoding, "loop", look, frame_rate=20)
+    first = next(k for k, (shared, filled) in enumerate(seen) if filled and shared < 1)  # it begins to fade
+    assert all(opacity == pytest.approx(shared) for shared, filled in seen[first:] for opacity in filled)
+    assert seen[first - 1][1] == [1.0] * len(seen[first][1])
+
+
 def test_every_dart_hits_the_bar_of_its_word_and_those_in_the_green_are_the_kept(trace):
     def look(scene):
         darts = pictures(scene, Darts)
@@ -196,6 +208,24 @@ def test_both_ways_run_in_the_same_time_and_words_are_there_when_their_pass_is_o
     assert counts == {"24 words", "24 passes", "6 passes"}
 
 
+def test_both_counters_count_only_passes_that_are_over(trace):
+    ends = trace.timeline_speculative.end[trace.config.gamma :: trace.config.gamma + 1]
+
+    def look(scene):
+        lanes, counters = (
+            sorted(pictures(scene, kind), key=lambda one: -one.get_center()[1]) for kind in (Gantt, Readout)
+        )
+        return (*(float(lane.now) for lane in lanes), *(int(label.text.split()[0]) for label in counters))
+
+    _, seen = watched(SpeculativeDecoding, "run_it", look, frame_rate=20)
+    assert seen[0] == (0, 0, 0, 0, 0, 0)
+    for alone, checked, words, passes, checked_words, checked_passes in seen:
+        over = int(alone + 1e-3)
+        assert over - 1 <= words == passes <= over  # a frame late perhaps, never early
+        assert checked_passes <= int((ends <= checked + 1e-3).sum())
+        assert checked_words == (trace.words_after_pass[checked_passes - 1] if checked_passes else 0)
+
+
 def test_the_words_of_the_text_wear_the_color_of_how_they_came(trace):
     scene, _ = watched(SpeculativeDecoding, "run_it")
     rows = rows_of(scene, "words.word")
@@ -227,9 +257,10 @@ def test_the_marker_passes_the_highest_speed_while_the_arithmetic_only_grows(tra
     best, last = trace.optimal_gamma, len(trace.curve_gammas) - 1
     rests = {round(places["speedup"] * last, 3) for places in rides}
     assert {0, best, last} <= rests
+    assert rides[-1]["speedup"] * last == pytest.approx(best)  # it comes back
     texts = {label.text for label in pictures(scene, Label)}
-    assert f"{trace.speedup[-1]:.1f}×" in texts
-    assert f"{trace.operations_curve[-1]:.1f}×" in texts
+    assert f"{trace.speedup[best]:.1f}×" in texts
+    assert f"{trace.operations_curve[best]:.1f}×" in texts
     assert str(best) in texts
 
 
@@ -268,6 +299,18 @@ def test_other_settings_can_be_shown(settings, trace):
         if unit == "run_it":
             words = [str(token) for row in rows_of(scene, "words.word") for token in row.tokens]
             assert words == list(other.words.word)
+
+
+def test_a_run_is_called_another_one_only_if_its_words_are_others(trace):
+    note, sentence = (
+        "another random run: other words, same chances",
+        "Other words than one by one, but the same chances.",
+    )
+    greedy = shown_with(trace, temperature=0.0)
+    for shown, is_other in ((trace, True), (greedy, False)):
+        scene, _ = watched(SpeculativeDecoding, "guess_and_check", trace=shown, frame_rate=4)
+        assert (note in {label.text for label in pictures(scene, Label)}) == is_other
+        assert (sentence in captions("run_it", shown)) == is_other
 
 
 @pytest.mark.parametrize(
