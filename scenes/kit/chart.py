@@ -54,6 +54,7 @@ class Chart(Picture):
         x_label, y_label: words for what is measured, with the unit.
         x_format, y_format: how ticks are written.
         log_x, log_y: logarithmic axes.
+        tick_size: height of the digits at the ticks.
     """
 
     animated = ("opacity", "x_range", "y_range", "drawn", "shown", "rider")
@@ -73,6 +74,7 @@ class Chart(Picture):
         y_format: str | Callable[[float], str] = "g",
         log_x: bool = False,
         log_y: bool = False,
+        tick_size: float = theme.SMALL,
     ) -> None:
         super().__init__(width, height)
         for name, (low, high), log in (("x", x, log_x), ("y", y, log_y)):
@@ -85,6 +87,7 @@ class Chart(Picture):
         self.label_parts = (*read[0].parts, *read[1].parts)  # traced parts of both
         self.x_format, self.y_format = x_format, y_format
         self.log_x, self.log_y = log_x, log_y
+        self.tick_size = tick_size
         self.curves: tuple[Curve, ...] = ()
         self.levels: tuple[Level, ...] = ()
         self.heights: tuple[np.ndarray, ...] = ()  # y of each curve as drawn now
@@ -206,7 +209,7 @@ class Chart(Picture):
 
     def _draw_axes(self, painter: Painter) -> None:
         half_w, half_h = self.local_width / 2, self.local_height / 2
-        numbers, words = Style(theme.SMALL, "numbers"), Style(theme.LABEL)
+        numbers, words = Style(self.tick_size, "numbers"), Style(theme.LABEL)
         for tick in self.y_ticks:
             y = float(self._y(tick))
             if -half_h - 1e-6 <= y <= half_h + 1e-6:

@@ -29,6 +29,16 @@ def test_equal_factors_are_equal_distances_on_a_log_axis():
     assert heights == pytest.approx([-2.0, 0.0, 2.0])
 
 
+def test_the_digits_at_the_ticks_are_as_high_as_asked():
+    def height(**options):
+        left = pixels(chart(y_ticks=[2.0], **options), FINE)[:, : FINE // 8 - 20]  # of the axes
+        rows = np.nonzero((left != left[0, 0]).any(axis=(1, 2)))[0]
+        return (rows[-1] - rows[0] + 1) * 8 / FINE
+
+    assert height() == pytest.approx(theme.SMALL, abs=0.02)
+    assert height(tick_size=0.3) == pytest.approx(0.3, abs=0.02)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [({"y": (1, 1)}, "the y range must rise, got 1..1"), ({"x": (0, 4), "log_x": True}, "must rise from above 0")],
