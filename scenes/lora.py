@@ -21,9 +21,10 @@ from scenes.kit import theme
 from scenes.kit.bars import Bars
 from scenes.kit.chart import Chart, round_ticks
 from scenes.kit.formula import Formula
-from scenes.kit.label import Label, Readout
+from scenes.kit.label import Label, Readout, counted
 from scenes.kit.motion import ColumnByColumn, RowByRow
 from scenes.kit.point_cloud import PointCloud
+from scenes.kit.shapes import Frame, arrow
 from scenes.kit.tensor_grid import TensorGrid, largest
 from scenes.kit.topic_scene import TopicScene, chapter, loop
 from scenes.lora_stage import ProductStage
@@ -33,7 +34,7 @@ class LoRA(TopicScene):
     """Why are two thin matrices enough to fine-tune a model?"""
 
     core = lora
-    notation = ("GPT-3",)
+    notation = ("GPT-3", "FP16")
     takeaway = "Freeze the weights, and learn their change as a few columns times a few rows."
     loop_alt = (
         "A tall and a wide thin matrix multiply to paint a full grid, which is added to a frozen weight matrix and "
@@ -57,8 +58,8 @@ class LoRA(TopicScene):
         )  # fmt: skip
         scale, same = (self.scale(trace.largest_weight, grid, "FROZEN") for grid in (before, after))
         own = self.scale(trace.largest_change, after, "WEIGHT")
-        self.say("One matrix of the model, before and after it learned a dialect.")
-        self.play(FadeIn(before, matrix, scale), run_time=theme.QUICK)
+        self.say("One matrix of a tiny model, before and after it learned a farm dialect.")
+        self.play(FadeIn(before, matrix, scale, self.sign_key().move_to([0, -2.35, 0])), run_time=theme.QUICK)
         moving = before.copy()
         self.add(moving)
         self.play(moving.animate.move_to(after).set_opacity(0), FadeIn(after, tuned, same), run_time=1.1)
@@ -87,8 +88,20 @@ class LoRA(TopicScene):
         """Return what the full colors of a matrix stand for, as a number and as a length below it."""
         full = float(self.trace.largest_weight)
         bar = Bars(value.reshape(1), limit=full, length=grid.width, step=0.2, role=role, number=None)
-        label = Label(f"full color: ±{value:.2f}", color=theme.MUTED).next_to(grid, DOWN, buff=0.2)
+        label = self.full_color(value, grid)
         return Group(label, bar.next_to(label, DOWN, buff=0.1).align_to(grid, LEFT))
+
+    def full_color(self, value: Any, grid: TensorGrid) -> Label:
+        """Return what the full colors of a matrix stand for."""
+        return Label(f"full color: ±{value:.2f}", color=theme.MUTED).next_to(grid, DOWN, buff=0.2)
+
+    def sign_key(self) -> Group:
+        """Return which color is which sign."""
+        rows = [
+            Group(Frame(0.06, 0.06, color=color, line=theme.THICK, radius=0.02), Label(words, color=theme.MUTED))
+            for color, words in ((theme.POSITIVE, "above zero"), (theme.NEGATIVE, "below zero"))
+        ]
+        return Group(*(row.arrange(RIGHT, buff=0.18) for row in rows)).arrange(DOWN, buff=0.16, aligned_edge=LEFT)
 
     # -- chapter 2 --------------------------------------------------------------------------------------------------
 
@@ -96,8 +109,8 @@ class LoRA(TopicScene):
     def how_many_directions(self):
         """Some directions of the change matter far more than others."""
         trace = self.trace
-        bright = 0.6 * largest(trace.full_delta)  # the few cells beyond it have the full color
-        change = self.square(trace.full_delta, cell=0.122, limit=bright, role="WEIGHT").move_to([-4.5, 0.1, 0])
+        change = self.square(trace.full_delta, cell=0.122, role="WEIGHT").move_to([-4.5, 0.1, 0])
+        scale = self.full_color(trace.largest_change, change)
         name, left = (
             Label(words, color=color, bold=True).next_to(change, UP, buff=0.25)
             for words, color in (("the change", theme.WEIGHT), ("what is left of it", theme.MUTED))
@@ -109,28 +122,30 @@ class LoRA(TopicScene):
         ).move_to([2.6, -1.15, 0]).hide()  # fmt: skip
         row = Label("its strongest sheets: a column times a row each", color=theme.MUTED)
         row.move_to([bars.get_left()[0], 2.7, 0]).align_to(bars, LEFT)
-        strength = Label("strength of each sheet", color=theme.MUTED).next_to(bars, DOWN, buff=0.2)
+        strength = Label("strength of each sheet; its square is its energy", color=theme.MUTED)
+        strength.next_to(bars, DOWN, buff=0.2)
         ground = Chart(count * step, height, x=(0.5, count + 0.5), y=(0, float(bars.limit))).move_to(bars)
         noise = ground.curve(
             trace.directions, trace.random_singular_values, role="TEXT", dash=(0.1, 0.07), line=theme.LINE, drawn=0
         )
-        sheets = [self.square(sheet, cell=0.122, limit=bright) for sheet in trace.full_terms]
+        sheets = [self.square(sheet, cell=0.122, limit=change.limit) for sheet in trace.full_terms]
         slots = [np.array([bars.get_left()[0] + 0.88 + 1.97 * k, 1.45, 0]) for k in range(len(sheets))]
 
         self.say("Take off its strongest sheet: one pattern down, one pattern across.")
-        self.play(FadeIn(change, name), run_time=theme.QUICK)
+        self.play(FadeIn(change, name, scale), run_time=theme.QUICK)
         self.add(ground, bars)
         self.play(FadeIn(ground, strength, row), run_time=0.3)
+        self.remove(name)
+        self.add(left)
         self.lift_sheet(change, bars, sheets, slots, 0, run_time=1.4)
         self.hold(0.3)
         self.say("Then the next. Every sheet reads one direction and writes one.")
-        self.play(FadeOut(name), FadeIn(left), run_time=0.3)
         for k in range(1, len(sheets)):
             self.lift_sheet(change, bars, sheets, slots, k, run_time=0.85)
         last = len(sheets) - 1
         bars.paint(slice(len(sheets), None), "FROZEN")
         self.say(
-            f"The first four hold {trace.captured_energy[last]:.0%} of it; "
+            f"The first four hold {trace.captured_energy[last]:.0%} of the energy; "
             f"of equal noise, {trace.random_captured_energy[last]:.0%}."
         )
         self.play(bars.animate.show(), run_time=0.8)
@@ -161,29 +176,30 @@ class LoRA(TopicScene):
         columns = stage.product.columns
         law = Formula("Delta W = s thin {{ B : tall }} {{ A : wide }}", size=0.34, tall="WEIGHT", wide="WEIGHT")
         law.move_to([0, 2.3, 0]).align_to([2.6, 0, 0], LEFT)
-        scale = Label(f"s = {trace.scaling:g}", color=theme.MUTED).next_to(law, DOWN, buff=0.25).align_to(law, LEFT)
+        scale = Label(f"s = α / rank = {trace.scaling:g}, a fixed scale", color=theme.MUTED)
+        scale.next_to(law, DOWN, buff=0.25).align_to(law, LEFT)
+        columns_of_b, rows_of_a = (counted(trace.config.r, one) for one in ("column", "row"))
+        rank_label = Label(f"rank {trace.config.r:d}: {columns_of_b}, {rows_of_a}", color=theme.MUTED)
+        rank_label.next_to(scale, DOWN, buff=0.2).align_to(law, LEFT)
         learned = Label(f"{trace.adapter_numbers:d}", size=theme.BIG_NUMBER, bold=True, color=theme.WEIGHT)
         changed = Label(f"{trace.matrix_numbers:,d}", size=theme.BIG_NUMBER, bold=True)
         words = [Label(text, color=theme.MUTED) for text in ("numbers to learn", "weights that change")]
-        for number, text, y in ((learned, words[0], 0.45), (changed, words[1], -1.1)):
+        for number, text, y in ((learned, words[0], 0.3), (changed, words[1], -1.2)):
             number.move_to([0, y, 0]).align_to(law, LEFT)
             text.next_to(number, DOWN, buff=0.2).align_to(law, LEFT)
 
-        self.say(f"LoRA learns the change as two thin matrices, here of rank {trace.config.r:d}.")
+        self.say("LoRA freezes the old weights, and trains two thin matrices instead.")
         self.play(FadeIn(*stage.margins()), run_time=theme.QUICK)
-        self.play(FadeIn(law, scale, learned, words[0]), run_time=theme.QUICK)
+        self.play(FadeIn(law, scale, rank_label, learned, words[0]), run_time=theme.QUICK)
         self.say("A column of B, times one number of A, is one column of the change.")
-        stage.lift(self, 0, run_time=0.6)
-        factor = Readout(lambda number: f"× {number:+.2f}", trace.lora_A[0, 0], size=0.22, bold=True)
-        factor.next_to(stage.a, UP, buff=0.17).set_x(stage.a.cell_center(0, 0)[0])
-        self.play(FadeIn(factor), run_time=0.3)
+        stage.lift(self, 0, run_time=0.5)
         for column in range(slow):
-            above = factor.animate.set_value(trace.lora_A[0, column], (0, 0)).set_x(stage.a.cell_center(0, column)[0])
-            stage.sweep(self, 0, range(column, column + 1), above, run_time=1.0 if column == 0 else 0.8)
-            self.hold(0.15)
-        self.play(FadeOut(factor), run_time=0.2)
+            factor = Label(f"× {trace.lora_A[0, column]:+.2f} × s", size=0.22, bold=True, face="numbers")
+            stage.fetch(self, column, run_time=0.45)
+            stage.multiply(self, column, factor, run_time=0.75)
         self.say("A column times a row fills the whole grid.")
-        stage.sweep(self, 0, range(slow, columns), run_time=2.7)
+        stage.fetch(self, slow, run_time=0.4)
+        stage.sweep(self, 0, range(slow, columns), run_time=2.3)
         stage.lay_down(self, 0)
         self.hold(0.3)
         rank = len(trace.partial_deltas)
@@ -206,25 +222,37 @@ class LoRA(TopicScene):
         trace = self.trace
         pixel = 1 / 45  # of a GIF: cells of whole pixels have no blurred edges, which would not fit into 600 kB
         frozen = self.square(trace.weight, cell=7 * pixel, role="FROZEN").move_to([-179.5 * pixel, -10.5 * pixel, 0])
-        names = [
-            Label(words, color=color, bold=True, size=0.26).next_to(frozen, UP, buff=0.3)
-            for words, color in (("frozen weights", theme.FROZEN), ("merged weights", theme.WEIGHT))
-        ]
+        names = self.weight_names(frozen, size=0.26)
         stage = self.product_stage(cell=7 * pixel, center=[166.5 * pixel, -10.5 * pixel, 0])
         change = Label("their product: the change", color=theme.WEIGHT, bold=True, size=0.26)
         change.next_to(stage.room, DOWN, buff=0.2)
+        plus = Label("+", size=0.4, color=theme.MUTED)
+        plus.move_to([-18 * pixel, -10.5 * pixel, 0])  # between the frozen weights and B
         self.add(frozen, names[0])
         self.hold(0.4)
-        self.play(FadeIn(*stage.margins(), change), run_time=0.3)
+        self.play(FadeIn(*stage.margins(), change, plus), run_time=0.3)
         rank = len(trace.partial_deltas)
         for k in range(rank):
             stage.paint(self, k, run_time=min(1.4, 2.8 / rank), alone=False)  # so that few tints are enough
         self.hold(0.2)
-        self.merge(frozen, names, stage, trace.merged_weight, FadeOut(*stage.names, change), run_time=0.4)
+        self.merge(frozen, names, stage, trace.merged_weight, FadeOut(*stage.names, change, plus), run_time=0.4)
         self.hold(1.0)
         self.unmerge(frozen, names, stage, run_time=0.4)
         self.play(ColumnByColumn(stage.product, vanish=True), run_time=0.5)
         self.hold(0.2)
+
+    def weight_names(self, frozen: TensorGrid, **style: Any) -> list[Label]:
+        """Return what stands over the frozen weights before, during and after a merge, and while it is taken back."""
+        names = (
+            ("frozen weights", theme.FROZEN), ("frozen weights + change", theme.WEIGHT),
+            ("merged weights", theme.WEIGHT), ("merged weights − change", theme.FROZEN),
+        )  # fmt: skip
+        return [Label(words, color=color, bold=True, **style).next_to(frozen, UP, buff=0.3) for words, color in names]
+
+    def rename(self, names: list[Label], now: int) -> None:
+        """Let one of the names stand there, and no other."""
+        self.remove(*names)
+        self.add(names[now])
 
     def merge(
         self, frozen: TensorGrid, names: list[Label], stage: ProductStage, merged: Any, *others: Animation,
@@ -234,26 +262,27 @@ class LoRA(TopicScene):
         falling = stage.product.copy().set_z_index(1)
         self.remove(stage.product)
         self.add(falling)
+        self.rename(names, 1)
         over = falling.animate.match_height(frozen).move_to(frozen)
         self.play(over, FadeOut(*stage.pair), *others, run_time=run_time)
         frozen.set_values(merged)
         self.play(ColumnByColumn(falling, vanish=True), run_time=run_time)
-        self.remove(falling, names[0])
-        self.add(names[1])
+        self.remove(falling)
+        self.rename(names, 2)
 
     def unmerge(
         self, frozen: TensorGrid, names: list[Label], stage: ProductStage, *others: Animation, run_time: float
     ) -> None:
         """Lift the product off again: what stays is what was there."""
         lifted = stage.product.copy().match_height(frozen).move_to(frozen).hide().set_z_index(1)
+        self.rename(names, 3)
         self.play(ColumnByColumn(lifted), run_time=run_time)
         frozen.set_values(self.trace.weight)
-        self.remove(names[1])
-        self.add(names[0])
         back = lifted.animate.match_height(stage.product).move_to(stage.product)
         self.play(back, *others, run_time=run_time)
         self.remove(lifted)
         self.add(stage.product)
+        self.rename(names, 0)
 
     # -- chapter 4 --------------------------------------------------------------------------------------------------
 
@@ -262,11 +291,11 @@ class LoRA(TopicScene):
         """The update sees only what A lets through."""
         trace = self.trace
         shown = slice(None, None, 2)  # every other input, one row each
-        coords = trace.coords[:, :2]
+        coords = trace.coords[shown, :2]
         thick = min(0.22, 0.6 / len(trace.lora_A))
         inputs = TensorGrid(trace.inputs[shown], cell=(0.112, 0.105), number=None).move_to([-4.6, 0.85, 0])
         a = TensorGrid(trace.lora_A, cell=(0.112, thick), number=None, role="WEIGHT").next_to(inputs, DOWN, buff=0.55)
-        cloud = PointCloud(coords, side=4.0, role="LATENT").move_to([0.2, 0.2, 0]).hide()
+        cloud = PointCloud(coords, side=3.7, role="LATENT").move_to([0.2, 0.05, 0]).hide()
         b = TensorGrid(trace.lora_B, cell=(thick, 0.125), number=None, role="WEIGHT").move_to([3.1, 0.2, 0])
         outputs = TensorGrid(trace.outputs[shown].T, cell=(0.085, 0.125), number=None).move_to([5.2, 0.2, 0])
         y = outputs.get_top()[1] + 0.28
@@ -274,13 +303,17 @@ class LoRA(TopicScene):
             Label("inputs, a row for each word", color=theme.INPUT).next_to(inputs, UP, buff=0.2),
             Label("A", color=theme.WEIGHT, bold=True).next_to(a, DOWN, buff=0.2),
             Label("B", color=theme.WEIGHT, bold=True).move_to([b.get_center()[0], y, 0]),
-            Label("what the update adds", color=theme.OUTPUT).move_to([outputs.get_center()[0], y, 0]),
-            Label("what A reads of them", color=theme.LATENT, bold=True).next_to(cloud, UP, buff=0.2),
+            Label("what the update adds,\na column for each word", color=theme.OUTPUT, align=1),
         ]
+        names[3].next_to(outputs, UP, buff=0.2).align_to(outputs, RIGHT)
+        axes = [
+            Label(f"row {trace.directions[k]:d} of A × input", color=theme.MUTED).next_to(cloud, side, buff=0.14)
+            for k, side in zip(range(coords.shape[1]), (DOWN, UP), strict=False)
+        ]
+        title = Label("what A reads of them", color=theme.LATENT, bold=True).next_to(cloud, UP, buff=0.55)
         outputs.hide()
-        self.say("A reads each input first. This is all that gets through.")
-        self.play(FadeIn(inputs, a, *names[:2]), run_time=theme.QUICK)
-        self.play(FadeIn(cloud, names[4]), run_time=0.4)
+        self.say(f"The update reads {counted(trace.config.r, 'number')} of each input.")
+        self.play(FadeIn(inputs, a, *names[:2], cloud, title, *axes), run_time=theme.QUICK)
         self.fall(inputs, a, cloud, row=0)
         self.rain(inputs, a, cloud)
         self.say("B turns it into outputs: mixtures of its own columns.")
@@ -296,18 +329,18 @@ class LoRA(TopicScene):
         """Let one input fall through A and come out as a dot."""
         strip = inputs.row(row, role="INPUT")
         self.add(strip)
-        self.play(inputs.animate.focus(row), strip.animate.move_to(a), run_time=0.8)
+        self.play(inputs.animate.focus(row), strip.animate.move_to(a), run_time=0.7)
         self.play(strip.animate.set_opacity(0), run_time=0.2)
         self.remove(strip)
         pair = TensorGrid(
-            self.trace.coords[2 * row, :2], cell=(0.66, 0.42), number="+.1f", limit=largest(self.trace.coords),
+            cloud.values[row], cell=(0.66, 0.42), number="+.1f", limit=largest(self.trace.coords),
             role="LATENT",
         ).next_to(a, DOWN, buff=0.25).align_to(a, RIGHT)  # fmt: skip
-        self.play(FadeIn(pair, target_position=a), run_time=0.4)
+        self.play(FadeIn(pair, target_position=a), run_time=0.3)
         self.hold(0.3)
         self.play(
-            pair.animate.scale(0.12).move_to(cloud.point(2 * row)).set_opacity(0),
-            cloud.animate.show(2 * row),
+            pair.animate.scale(0.12).move_to(cloud.point(row)).set_opacity(0),
+            cloud.animate.show(row),
             run_time=0.7,
         )
         self.remove(pair)
@@ -385,16 +418,17 @@ class LoRA(TopicScene):
             ("B", trace.grad_norm_B, 1.0, "s thin {{ G : gradient }} {{ A : weight }}^top"),
             ("A", trace.grad_norm_A, -1.0, "s thin {{ B : weight }}^top {{ G : gradient }}"),
         ):
-            bar = Bars(norms[:1], limit=top, length=2.9, step=0.5, role="GRADIENT", number=".4f", number_size=0.2)
+            bar = Bars(norms[:1], limit=top, length=2.9, step=0.5, role="TEXT", number=".4f", number_size=0.2)
             bars.append(bar.move_to([0, y, 0]).align_to([1.9, 0, 0], LEFT))
-            titles.append(Label(f"gradient of {name}", bold=True).next_to(bar, UP, buff=0.2).align_to(bar, LEFT))
+            titles.append(Label(f"norm of {name}’s gradient", bold=True).next_to(bar, UP, buff=0.2).align_to(bar, LEFT))
             formula = Formula(law, size=0.26, gradient="GRADIENT", weight="WEIGHT")
             laws.append(formula.next_to(titles[-1], RIGHT, buff=0.5).set_y(titles[-1].get_y()))
         self.say("B starts at zero, so training starts from the old model.")
         self.play(FadeIn(*stage.margins(), stage.product), run_time=theme.QUICK)
         self.play(FadeIn(clock), run_time=0.3)
         self.hold(0.5)
-        whole = Label("G: gradient of the whole matrix", color=theme.MUTED).next_to(bars[1], DOWN, buff=0.6)
+        whole = Label("G: gradient of the whole matrix,\nfrom another batch at every step", color=theme.MUTED)
+        whole.next_to(bars[1], DOWN, buff=0.6)
         whole.align_to(bars[1], LEFT)
         self.say("A’s gradient is a product with B: zero as well. Only B can move.")
         self.play(FadeIn(*titles, *laws, whole), run_time=theme.QUICK)
@@ -411,14 +445,14 @@ class LoRA(TopicScene):
                     for bar, norms in zip(bars, (trace.grad_norm_B, trace.grad_norm_A), strict=True)
                 ),
                 clock.animate.set_value(trace.history_steps[record]),
-                run_time=0.35 if record < 4 else 0.22,
+                run_time=0.3 if record < 4 else 0.2,
                 rate_func=linear,
             )
         self.say("Were both zero, nothing would ever move.")
 
     # -- chapter 6 --------------------------------------------------------------------------------------------------
 
-    @chapter("How small can r be?")
+    @chapter("How small can the rank be?")
     def how_small(self):
         """A few directions recover most of the gain."""
         trace = self.trace
@@ -428,15 +462,17 @@ class LoRA(TopicScene):
         room = 0.16 * (high - low)
         low, high = max(0.0, low - room), high + room / 2
         chart = Chart(
-            5.6, 3.9, x=(0.85, 9.4), y=(low, high), x_ticks=[float(r) for r in ranks], y_ticks=round_ticks(low, high),
+            5.5, 3.9, x=(0.85, 9.4), y=(low, high), x_ticks=[float(r) for r in ranks], y_ticks=round_ticks(low, high),
             x_format="d", y_format=".2f", x_label="rank", y_label="loss on unseen texts, nats a word", log_x=True,
-        ).move_to([-3.1, 0.25, 0])  # fmt: skip
+            tick_size=theme.LABEL,
+        ).move_to([-2.95, 0.25, 0])  # fmt: skip
         chart.level(trace.loss_base, label="untouched")
         chart.level(trace.loss_full, label="all weights trained")
         trained = chart.curve(ranks, trace.loss_lora, role="WEIGHT", dots=0.1, line=theme.THICK, drawn=0)
         cut = chart.curve(ranks, trace.loss_truncated, role="LOSS", dots=0.1, dash=(0.12, 0.08), drawn=0)
         shares = Bars(
-            trace.lora_share, limit=1.0, length=2.3, step=0.5, thickness=0.56, role="WEIGHT", number=".0%"
+            trace.lora_share, limit=1.0, length=2.3, step=0.5, thickness=0.56, role="WEIGHT", number=".0%",
+            number_size=theme.LABEL,
         ).move_to([0, -1.3, 0]).align_to([3.75, 0, 0], LEFT).hide()  # fmt: skip
         title = Label("weights to train", color=theme.MUTED).next_to(shares, UP, buff=0.18).align_to(shares, LEFT)
         rows = [Label(f"rank {r:d}", color=theme.MUTED).move_to([0, shares.tip(k)[1], 0]) for k, r in enumerate(ranks)]
@@ -463,31 +499,37 @@ class LoRA(TopicScene):
         self.hold(0.4)
         afterwards = Label("cut down afterwards", color=theme.LOSS, bold=True)
         afterwards.next_to(chart.point(cut, 1), UP + RIGHT, buff=0.15)
-        self.say(
-            f"Cut down to rank {ranks[0]:d} afterwards, the full change keeps {trace.gain_truncated[0]:.0%} of it."
-        )
+        self.say(f"All weights trained, then cut to rank {ranks[0]:d}: {trace.gain_truncated[0]:.0%} of the gain.")
         self.play(chart.animate(rate_func=linear).draw_curve(cut), run_time=1.2)
         self.play(FadeIn(afterwards), run_time=0.3)
         self.finish_beat()
-        dimmed = [part.animate.set_opacity(0.4) for part in (chart, ours, afterwards)]
-        self.play(FadeOut(shares, title, gain, of_it, *rows), *dimmed, run_time=0.4)
+        self.clear_stage(run_time=0.4)
         self.far_away()
 
     def far_away(self) -> None:
-        """Show the limit: a dialect far from what the model knows takes every direction it gets."""
+        """Show the limit: a dialect far from what the model knows leaves every rank above what is possible."""
         trace = self.trace
-        ranks, top = trace.ranks, 1.1 * largest(trace.far_loss_lora)
+        ranks, losses, last = trace.ranks, trace.far_loss_lora, len(trace.ranks) - 1
+        top = 1.1 * largest(losses)
         chart = Chart(
-            2.8, 3.9, x=(0.85, 9.4), y=(0, top), x_ticks=[float(r) for r in ranks], y_ticks=round_ticks(0, top, 4),
-            x_format="d", y_format=".1f", x_label="rank", y_label="a far dialect: news", log_x=True,
-        ).move_to([5.1, 0.25, 0])  # fmt: skip
-        chart.level(trace.far_loss_floor)
-        best = Label("best possible", color=theme.FROZEN, bold=True)
-        best.next_to(chart.place(ranks[len(ranks) - 1], trace.far_loss_floor), DOWN, buff=0.12).align_to(chart, RIGHT)
-        curve = chart.curve(ranks, trace.far_loss_lora, role="WEIGHT", dots=0.1, line=theme.THICK, drawn=0)
-        self.say("On a far dialect, every direction counts.")
-        self.play(FadeIn(chart, best), run_time=theme.QUICK)
-        self.play(chart.animate(rate_func=linear).draw_curve(curve), run_time=1.6)
+            7.0, 3.9, x=(0.85, 9.4), y=(0, top), x_ticks=[float(r) for r in ranks], y_ticks=round_ticks(0, top, 4),
+            x_format="d", y_format=".1f", x_label="rank", y_label="loss on unseen news, nats a word", log_x=True,
+            tick_size=theme.LABEL,
+        ).move_to([-1.4, 0.25, 0])  # fmt: skip
+        chart.level(trace.far_loss_floor, label="best possible")
+        untouched = Label(f"untouched: {trace.far_loss_base:.1f}", color=theme.FROZEN, bold=True)
+        untouched.next_to(chart.get_corner(UP + RIGHT), RIGHT, buff=0.2)
+        if trace.far_loss_base > top:  # too far up to be drawn to scale
+            foot = untouched.get_top() + 0.12 * UP
+            untouched.add(arrow(foot, foot + 0.4 * UP, color=theme.FROZEN))
+        else:
+            untouched.move_to(chart.place(1.0, trace.far_loss_base), coor_mask=UP)
+        curve = chart.curve(ranks, losses, role="WEIGHT", dots=0.1, line=theme.THICK, drawn=0)
+        ours = Label("LoRA", color=theme.WEIGHT, bold=True).next_to(chart.point(curve, 0), RIGHT, buff=0.3)
+        helps = "more rank helps, but" if losses[last] < losses[0] else "rank"
+        self.say(f"On news, a far dialect, {helps} is not all that is missing.")
+        self.play(FadeIn(chart, untouched), run_time=theme.QUICK)
+        self.play(chart.animate(rate_func=linear).draw_curve(curve), FadeIn(ours), run_time=1.6)
 
     # -- chapter 7 --------------------------------------------------------------------------------------------------
 
@@ -495,28 +537,31 @@ class LoRA(TopicScene):
     def merging(self):
         """Merged, it costs nothing at inference."""
         trace = self.trace
-        frozen = self.square(trace.weight, cell=0.125, role="FROZEN").move_to([-4.3, -0.1, 0])
-        names = [
-            Label(words, color=color, bold=True).next_to(frozen, UP, buff=0.25)
-            for words, color in (("old weights", theme.FROZEN), ("merged weights", theme.WEIGHT))
-        ]
+        frozen = self.square(trace.weight, cell=0.125, role="FROZEN").move_to([-4.3, 0.1, 0])
+        names = self.weight_names(frozen)
         near = self.small_stage(trace.lora_A, trace.lora_B, trace.lora_delta, x=1.6)
         far = self.small_stage(trace.second_lora_A, trace.second_lora_B, trace.second_delta, x=5.25)
         titles = [
             Label(words, color=theme.MUTED).next_to(stage.product, DOWN, buff=0.3)
-            for words, stage in (("adapter: other habits", near), ("adapter: news", far))
+            for words, stage in (("adapter: farm dialect", near), ("adapter: news", far))
         ]
         parts = [part for stage in (near, far) for part in (*stage.pair, stage.product)]
-        self.say("Add the product to the old weights. Merged, it costs nothing at inference.")
+        self.say("Add the product to the frozen weights. Merged, it costs nothing at inference.")
         self.play(FadeIn(frozen, names[0], *parts, *titles), run_time=theme.QUICK)
-        self.hold(0.5)
-        self.merge(frozen, names, near, trace.merged_weight, run_time=1.2)
-        same = Label(f"the same logits within {trace.max_abs_diff_logits:.0e}", color=theme.MUTED)
-        self.play(FadeIn(same.next_to(frozen, DOWN, buff=0.25)), run_time=0.3)
+        self.hold(0.3)
+        self.merge(frozen, names, near, trace.merged_weight, FadeOut(titles[0]), run_time=1.2)
+        same = Label(
+            f"one matrix of {trace.matrix_numbers:,d} weights, as before;\n"
+            f"with A and B aside, the same logits within {trace.max_abs_diff_logits:.0e}",
+            color=theme.MUTED,
+        )
+        same.next_to(frozen, DOWN, buff=0.25).align_to(frozen, LEFT)
+        self.play(FadeIn(same), run_time=0.3)
         self.say("Subtract it again, and another adapter can take its place.")
         self.play(FadeOut(same), run_time=0.2)
-        self.unmerge(frozen, names, near, FadeIn(*near.pair), run_time=0.9)
-        self.merge(frozen, names, far, trace.second_merged_weight, run_time=0.9)
+        self.unmerge(frozen, names, near, FadeIn(*near.pair, titles[0]), run_time=0.8)
+        self.play(FadeOut(*near.pair, near.product, titles[0]), run_time=0.3)
+        self.merge(frozen, names, far, trace.second_merged_weight, FadeOut(titles[1]), run_time=0.9)
         self.hold(0.5)
         self.finish_beat()
         self.clear_stage()
@@ -533,7 +578,7 @@ class LoRA(TopicScene):
         counts = self.trace.gpt3_counts
         top = counts["hundred_full_bytes"]
         title = Label(
-            f"bytes for {counts['tasks']:d} tasks of GPT-3, rank {counts['rank']:d} on two matrices a layer",
+            f"memory for {counts['tasks']:d} tasks of GPT-3 in FP16, rank {counts['rank']:d} on two matrices a layer",
             color=theme.MUTED,
         )
         title.move_to([0, 2.4, 0]).align_to([-6.1, 0, 0], LEFT)
@@ -542,17 +587,17 @@ class LoRA(TopicScene):
             (f"{counts['tasks']:d} full models", "hundred_full_bytes", "FROZEN", 1.1),
             (f"one model and {counts['tasks']:d} adapters", "hundred_lora_bytes", "WEIGHT", -0.6),
         ):
-            bar = Bars(
-                counts[key].reshape(1), limit=top, length=10.0, step=0.7, role=role, number="count", number_size=0.3
-            )
-            bar.move_to([0, y, 0]).align_to([-6.1, 0, 0], LEFT).hide()
-            rows.append((Label(words, bold=True).next_to(bar, UP, buff=0.15).align_to(bar, LEFT), bar))
-        each = Label(f"{counts['lora_bytes']:count} bytes an adapter: {counts['ratio']:,.0f} times less than the model")
+            bar = Bars(counts[key].reshape(1), limit=top, length=10.0, step=0.7, role=role, number=None)
+            bar.move_to([0, y, 0]).align_to([-6.1, 0, 0], LEFT)
+            size = Label(f"{counts[key]:count}B", size=0.3, face="numbers").next_to(bar.tip(0), RIGHT, buff=0.15)
+            rows.append((Label(words, bold=True).next_to(bar, UP, buff=0.15).align_to(bar, LEFT), bar.hide(), size))
+        each = Label(f"{counts['lora_bytes']:count}B an adapter: {counts['ratio']:,.0f} times less than the model")
         each.move_to([0, -1.7, 0]).align_to([-6.1, 0, 0], LEFT)
         self.say(f"{counts['tasks']:d} tasks: one model and {counts['tasks']:d} small adapters.")
         self.play(FadeIn(title), run_time=0.3)
-        for label, bar in rows:
+        for label, bar, size in rows:
             self.add(bar)
-            self.play(FadeIn(label), bar.animate.show(), run_time=0.9)
+            self.play(FadeIn(label), bar.animate.show(), run_time=0.7)
+            self.play(FadeIn(size), run_time=0.2)
         self.play(FadeIn(each), run_time=0.4)
         self.hold(0.6)

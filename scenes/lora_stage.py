@@ -62,6 +62,29 @@ class ProductStage:
         scene.add(self.layer, self.brush)
         scene.play(FadeIn(self.pointer), *receding, run_time=run_time)
 
+    def fetch(self, scene: Scene, column: int, *, run_time: float) -> None:
+        """Take the first column of B to a column of the grid, and the mark on A along."""
+        scene.remove(self.brush)
+        self.brush = self.b.column(0, role="WEIGHT").set_z_index(2)
+        scene.add(self.brush)
+        scene.play(
+            self.brush.animate.move_to(self.layer.column_center(column)),
+            self.pointer.animate.move_to(self.a.cell_center(0, column)),
+            run_time=run_time,
+        )
+
+    def multiply(self, scene: Scene, column: int, factor: Label, *, run_time: float) -> None:
+        """Let the fetched column meet its factor, which comes from A, and take the colors of their product."""
+        over = self.layer.column_center(column)
+        factor.next_to(np.array([over[0], self.layer.get_top()[1] - 0.3, 0]), RIGHT, buff=0.3)
+        product = TensorGrid(
+            self.partial[0, :, column : column + 1], cell=self.brush.cell, number=None, limit=self.layer.limit,
+            role="WEIGHT",
+        ).move_to(over).set_z_index(2)  # fmt: skip
+        scene.play(FadeIn(factor, target_position=self.pointer), run_time=0.4 * run_time)
+        scene.play(self.brush.animate.become(product), FadeOut(factor), run_time=0.6 * run_time)
+        self.layer.show(columns=column)
+
     def sweep(self, scene: Scene, k: int, columns: range, *others: Any, run_time: float) -> None:
         """Let the column travel over the grid, while the mark goes along the row; it leaves a column at every stop."""
         layer = self.layer
