@@ -7,6 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+import torch
 
 from internals_math import quantization, trace_store
 from internals_math import quantization_experiment as experiment
@@ -230,17 +231,17 @@ def test_errors_of_one_and_of_two_lanes_are_drawn_to_one_scale(trace):
 
 
 def test_an_error_flows_only_into_columns_that_are_not_yet_rounded(trace):
-    """The brush over column j uncovers it; columns that were rounded before keep what they have."""
+    """Its copies slide to the right; columns that were rounded before keep what they have."""
 
     def look(scene):
-        brushes = [grid for grid in grids(scene, "gptq_nudges") if grid.columns == 1]
+        copies = [grid for grid in grids(scene, "gptq_nudges") if grid.columns == 1]
         rounded = pictures(scene, TensorGrid, "gptq_codes")
-        if len(brushes) < 2 or not rounded:
+        if len(copies) < 2 or not rounded:
             return None
         room = pictures(scene, TensorGrid, "gptq_shift")[0]
         done = np.flatnonzero(rounded[0].presence.all(axis=0)).tolist()
-        column = int(brushes[0].values.origin.split("[")[1].split(",")[0])
-        place = (max(brush.get_x() for brush in brushes) - room.column_center(0)[0]) / room.cell[0]
+        column = int(copies[0].values.origin.split("[")[1].split(",")[0])
+        place = (max(copy.get_x() for copy in copies) - room.column_center(0)[0]) / room.cell[0]
         return column, done, place
 
     _, seen = watched(Quantization, "cancel", look)
@@ -250,6 +251,41 @@ def test_an_error_flows_only_into_columns_that_are_not_yet_rounded(trace):
         assert done == list(range(column + 1))
         assert column - 1e-6 <= place <= 7 + 1e-6
     assert max(place for column, _, place in sweeps if column == 0) == pytest.approx(7, abs=0.2)
+
+
+def test_what_arrives_in_a_free_column_is_its_share_of_the_error(trace):
+    """A copy that has come to rest over column j has the colors of what the rounding of column k changed there."""
+
+    def look(scene):
+        copies = [grid for grid in grids(scene, "gptq_nudges") if grid.columns == 1]
+        if len(copies) < 2:
+            return []
+        room = pictures(scene, TensorGrid, "gptq_shift")[0]
+        found = []
+        for copy in copies[1:]:
+            k, _, j = (part.strip() for part in copy.values.origin.split("[")[1].rstrip("]").split(","))
+            if abs(copy.get_x() - room.column_center(int(j))[0]) < 1e-6:
+                found.append((int(k), int(j), copy.shade[:, 0] * copy.limit))
+        return found
+
+    _, seen = watched(Quantization, "cancel", look)
+    arrived = [one for found in seen for one in found]
+    assert {(k, j) for k, j, _ in arrived if j > k} == {(k, j) for k in range(7) for j in range(k + 1, 8)}
+    for k, j, colors in arrived:
+        np.testing.assert_allclose(colors, trace.gptq_nudges[k][:, j], atol=1e-6)
+
+
+def test_the_shares_are_shown_only_while_there_is_something_to_share():
+    def look(scene):
+        names = {label.text for label in pictures(scene, Label) if label.opacity == 1}
+        flows = grids(scene, "gptq_flow")
+        heading = "share for each column, from the inputs’ correlations" in names
+        return heading, bool(flows and flows[0].presence.any())
+
+    _, seen = watched(Quantization, "cancel", look)
+    assert any(heading for heading, _ in seen)
+    assert all(shares for heading, shares in seen if heading)
+    assert not seen[-1][1]
 
 
 def test_the_map_of_moves_is_the_traced_one_after_every_column(trace):
@@ -282,9 +318,9 @@ def test_gptq_grows_below_the_outline_of_rounding_alone(trace):
 
 
 def test_it_says_that_weights_err_no_less_only_where_that_is_so(trace):
-    assert "The weights err no less, but their errors cancel." in captions(ended("cancel"))
+    assert "The weights err no less, but their errors partly cancel." in captions(ended("cancel"))
     lucky = replace(trace, gptq_weight_mse=0.9 * trace.rtn_weight_mse)
-    assert "Their errors cancel." in captions(watched(Quantization, "cancel", trace=lucky, frame_rate=4)[0])
+    assert "Their errors partly cancel." in captions(watched(Quantization, "cancel", trace=lucky, frame_rate=4)[0])
 
 
 # -- the whole model ---------------------------------------------------------------------------------------------------
@@ -298,6 +334,33 @@ def test_three_curves_of_the_whole_model_and_what_it_writes(trace):
     np.testing.assert_allclose(chart.drawn, 1)
     rows = [[str(word) for word in row.tokens] for row in pictures(scene, TokenRow)]
     assert rows == [trace.samples[k].split()[:11] for k in (0, 2, 3)]
+
+
+def test_words_that_the_float_model_does_not_write_are_red(trace):
+    scene = ended("price")
+    red = np.array(theme.rgb(theme.LOSS))
+    floats, *others = pictures(scene, TokenRow)
+    meant = [str(word) for word in floats.tokens]
+    assert not (floats.color == red).all(axis=1).any()
+    for row in others:
+        wrong = [str(word) != other for word, other in zip(row.tokens, meant, strict=True)]
+        assert (row.color == red).all(axis=1).tolist() == wrong
+
+
+def test_captions_of_the_whole_model_say_what_was_measured(trace):
+    said = captions(ended("price"))
+    assert "Here groups of 8 lose: with their scales, 2 bits become 4." in said
+    assert "At 4 bits: almost the same text. At 2: noise." in said
+    better = trace.methods.loss.clone()
+    better[1, :2] = 0.5 * float(trace.loss_fp32)
+    start, end = trace.sample_bounds[:2].tolist()
+    faithful = replace(
+        trace, methods=replace(trace.methods, loss=better), sample_words=4 * trace.sample_words[start:end],
+        sample_bounds=torch.arange(5) * (end - start),
+    )  # fmt: skip
+    said = captions(watched(Quantization, "price", trace=faithful, frame_rate=4)[0])
+    assert "Counted fairly: finer grids must pay for their scales." in said
+    assert "At 4 bits: the same text. At 2: the same text." in said
 
 
 # -- other parameters --------------------------------------------------------------------------------------------------
