@@ -349,8 +349,10 @@ class Trace(TopicTrace):
     absmax_codes: Int[Tensor, " N"]  # 8-bit
     absmax_dequantized: Float[Tensor, " N"]
     absmax_mean: float
+    absmax_centered: Float[Tensor, " N"]  # absmax - its mean, what the 8 bits hold
     absmax_step: float
     levels: Float[Tensor, " L"]
+    level_codes: Int[Tensor, " L"]  # 0, 1 …
     boundaries: Float[Tensor, " gaps"]  # halfway between neighbors of `levels`
     levels_nf4: Float[Tensor, " 16"]
     levels_int4: Float[Tensor, " 15"]
@@ -365,7 +367,9 @@ class Trace(TopicTrace):
     mse_by_block: Float[Tensor, " K"]  # of config.code
     bits_by_block: Float[Tensor, " K"]  # per weight, with config.double_quant
     loss: dict[str, float]  # held-out nats per token on the model's own texts
+    loss_added: dict[str, float]  # above float32's; below 0 if a code happens to help
     entropy_floor: float
+    finetune_steps: Int[Tensor, " steps"]  # 1, 2 …
     finetune_curves: dict[str, Tensor]  # loss of every step's batch; both runs see the same texts
     finetune_final: dict[str, float]  # held-out loss of the dialect
     base_codes_changed: int  # by the training
@@ -381,7 +385,9 @@ class Trace(TopicTrace):
     output: Float[Tensor, " o"]
     grad_output: Float[Tensor, " o"]  # of the story's loss
     grad_through_base: Float[Tensor, " i"]  # G Ŵ
-    grad_input: Float[Tensor, " i"]  # and what came through the adapter
+    grad_coords: Float[Tensor, " r"]  # s G B, at the bottleneck of the adapter
+    grad_through_adapter: Float[Tensor, " i"]  # s (G B) A
+    grad_input: Float[Tensor, " i"]  # the sum of both ways
     grad_A: Float[Tensor, "r i"]  # over all tokens of the story
     grad_B: Float[Tensor, "o r"]
     memory_65b: Memory

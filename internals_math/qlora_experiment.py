@@ -83,8 +83,10 @@ def one_matrix(config: Config) -> dict[str, Any]:
         "absmax_codes": doubled.codes.long(),
         "absmax_dequantized": dequantize_absmax(doubled),
         "absmax_mean": float(doubled.mean),
+        "absmax_centered": exact.absmax - doubled.mean,
         "absmax_step": float(doubled.scale[0]),
         "levels": levels,
+        "level_codes": torch.arange(len(levels)),
         "boundaries": (levels[1:] + levels[:-1]) / 2,
     }
 
@@ -129,7 +131,8 @@ def losses(config: Config) -> dict[str, Any]:
         model = tiny_lm.copy_of(base, {**base.state_dict(), **decoded}).requires_grad_(False)
         loss[key] = tiny_lm.evaluate(model, corpus)
         progress.report("reading with 4-bit weights", done + 1, len(ways))
-    return {"loss": loss, "entropy_floor": corpus.entropy_floor}
+    added = {name: value - loss["fp32"] for name, value in loss.items() if name != "fp32"}
+    return {"loss": loss, "loss_added": added, "entropy_floor": corpus.entropy_floor}
 
 
 def fine_tuning(config: Config) -> dict[str, Any]:
@@ -158,6 +161,7 @@ def fine_tuning(config: Config) -> dict[str, Any]:
     after = {name: quantize_blockwise(w, levels, config.block_size).codes for name, w in decoded.items()}
     changed = sum(int((after[name] != codes).sum()) for name, codes in stored.items())
     return {
+        "finetune_steps": torch.arange(1, config.train_steps + 1),
         "finetune_curves": {way: torch.tensor(run.losses) for way, run in runs.items()},
         "finetune_final": {
             "fp32": loss_of(NEAR),
@@ -202,6 +206,7 @@ def backward(config: Config, adapters: Adapters, decoded: dict[str, Tensor]) -> 
     lora_a, lora_b, weight = adapters.lora_a[name], adapters.lora_b[name], decoded[name]
     coords = lora_a @ x
     added = adapters.scaling * lora_b @ coords
+    grad_coords = adapters.scaling * grad_output @ lora_b
     return {
         "grad_norms": {
             "lora_A": gradient_norm(trained_a.values()),
@@ -218,6 +223,8 @@ def backward(config: Config, adapters: Adapters, decoded: dict[str, Tensor]) -> 
         "output": weight @ x + added,
         "grad_output": grad_output,
         "grad_through_base": grad_output @ weight,
+        "grad_coords": grad_coords,
+        "grad_through_adapter": grad_coords @ lora_a,
         "grad_input": qlora_input_gradient(grad_output, weight, lora_a, lora_b, adapters.scaling),
         "grad_A": trained_a[name].grad,
         "grad_B": trained_b[name].grad,

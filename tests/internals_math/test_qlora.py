@@ -397,6 +397,12 @@ def check_agreement(trace):
         trace.absmax_dequantized, trace.absmax_mean + trace.absmax_step * trace.absmax_codes, atol=1e-6, rtol=0
     )
     torch.testing.assert_close(trace.boundaries * 2, trace.levels[1:] + trace.levels[:-1])
+    torch.testing.assert_close(trace.absmax_centered + trace.absmax_mean, trace.absmax)
+    assert trace.level_codes.tolist() == list(range(len(trace.levels)))
+    assert trace.finetune_steps.tolist() == list(range(1, 21))
+    for name, added in trace.loss_added.items():
+        assert trace.loss["fp32"] + added == pytest.approx(trace.loss[name])
+    assert set(trace.loss) - set(trace.loss_added) == {"fp32"}
 
 
 def test_the_trace_agrees_with_itself(quick):
@@ -413,7 +419,9 @@ def check_one_word(trace):
     torch.testing.assert_close(trace.adapter_output, qlora.SCALING * trace.lora_B @ trace.coords)
     torch.testing.assert_close(trace.output, trace.base_output + trace.adapter_output)
     torch.testing.assert_close(trace.grad_through_base, trace.grad_output @ trace.dequantized)
+    torch.testing.assert_close(trace.grad_coords, qlora.SCALING * trace.grad_output @ trace.lora_B)
     through_adapter = qlora.SCALING * trace.grad_output @ trace.lora_B @ trace.lora_A
+    torch.testing.assert_close(trace.grad_through_adapter, through_adapter)
     torch.testing.assert_close(trace.grad_input, trace.grad_through_base + through_adapter)
     assert trace.grad_output.norm() > 0
     assert trace.token == tiny_lm.story().split()[experiment.TOKEN - 1]
