@@ -26,9 +26,13 @@ class SnapLine(Parts):
         span: first and last number of the line.
         length, lane: of the line, and from lane to lane.
         codes: traced whole numbers of the levels, written below them.
+        dot: radius of a dot; small ones suit many values.
+        guides: draw the lanes.
     """
 
-    animated = ("opacity", "places", "presence", "emphasis", "ticks", "grid", "strength", "ink")
+    animated = (
+        "opacity", "amounts", "places", "presence", "emphasis", "ticks", "grid", "strength", "ink", "color",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -39,10 +43,12 @@ class SnapLine(Parts):
         length: float,
         lane: float,
         codes: Traced | None = None,
+        dot: float = DOT,
+        guides: bool = True,
     ) -> None:
         self.values = require_traced(values, "SnapLine")
         self.codes = None if codes is None else require_traced(codes, "SnapLine")
-        self.span, self.lane, self.length = span, lane, length
+        self.span, self.lane, self.length, self.radius, self.guides = span, lane, length, dot, guides
         self._take(levels)
         if self.values.ndim != 1 or (self.codes is not None and self.codes.shape != self.levels.shape):
             raise ValueError("SnapLine needs a 1-D field of values, and a code for each level or none")
@@ -56,6 +62,7 @@ class SnapLine(Parts):
         self.ticks = np.array(1.0)  # how far the ticks have risen
         self.ink = np.array(1.0)  # of the codes
         super().__init__(length, lane * count)
+        self.color = np.tile(theme.rgb(theme.WEIGHT), (count, 1))
 
     def _take(self, levels: Traced) -> None:
         self.levels = require_traced(levels, "SnapLine")
@@ -76,6 +83,25 @@ class SnapLine(Parts):
         self._take(levels)
         self.codes = None
         return self._hold(hats)
+
+    def release(self) -> Self:
+        """Let every dot return to its value."""
+        self.hats = self.values
+        self.snapped = np.zeros_like(self.snapped)
+        self.places = self.amounts
+        return self
+
+    def set_values(self, values: Traced) -> Self:
+        """Let dots that have not snapped go to other values."""
+        if require_traced(values, "SnapLine").shape != self.values.shape or self.snapped.any():
+            raise ValueError(f"set_values needs {len(self.values)} values and dots that have not snapped")
+        self.values = self.hats = values
+        self.amounts = self.places = np.asarray(values, dtype=float)
+        return self
+
+    def paint(self, which: Any, role: str) -> Self:
+        """Give dots the color of a role."""
+        return self._set("color", which, theme.rgb(getattr(theme, role)))
 
     def _hold(self, hats: Traced) -> Self:
         if require_traced(hats, "SnapLine").shape != self.values.shape:
@@ -118,7 +144,8 @@ class SnapLine(Parts):
 
     def blend(self, start: "SnapLine", end: "SnapLine", alpha: float) -> None:
         nearer = start if alpha < 0.5 else end
-        self.hats, self.snapped, self.levels, self.codes = nearer.hats, nearer.snapped, nearer.levels, nearer.codes
+        self.values, self.hats, self.snapped = nearer.values, nearer.hats, nearer.snapped
+        self.levels, self.codes = nearer.levels, nearer.codes
         self.grid = between(start.grid, end.grid, alpha)
 
     def draw(self, painter: Painter) -> None:
@@ -133,10 +160,9 @@ class SnapLine(Parts):
         self._write_codes(painter)
         faint = theme.mix(theme.BACKGROUND, theme.LINES, 0.5)
         for k, place in enumerate(self.places.tolist()):
-            y = self._lane(k)
-            painter.polyline(
-                [(-half, y), (half, y)], stroke=faint, line=0.012, opacity=min(1, 3 * float(self.presence[k]))
-            )
+            if self.guides:
+                y, shown = self._lane(k), min(1, 3 * float(self.presence[k]))
+                painter.polyline([(-half, y), (half, y)], stroke=faint, line=0.012, opacity=shown)
             self._draw_dot(painter, k, place)
 
     def _write_codes(self, painter: Painter) -> None:
@@ -160,13 +186,16 @@ class SnapLine(Parts):
             return
         y, x, home = self._lane(k), float(self._x(place)), float(self._x(self.amounts[k]))
         strength = theme.DIMMED + (1 - theme.DIMMED) * round(float(self.emphasis[k]) * 8) / 8
-        weight, loss = (theme.mix(theme.BACKGROUND, color, strength) for color in (theme.WEIGHT, theme.LOSS))
+        own = theme.hex_color(tuple(self.color[k]))
+        weight, loss = (theme.mix(theme.BACKGROUND, color, strength) for color in (own, theme.LOSS))
         if shown < 1:  # on its way in from the left
             x = home = -self.local_width / 2 + (home + self.local_width / 2) * shown
         if abs(x - home) > 0.01:
-            painter.polyline([(home, y), (x, y)], stroke=loss, line=SEGMENT)
-            painter.polyline([(home, y - 0.09), (home, y + 0.09)], stroke=loss, line=theme.LINE)
-        painter.circle(x, y, DOT, fill=weight, stroke=theme.BACKGROUND, line=theme.HAIRLINE, opacity=min(1, 3 * shown))
+            painter.polyline([(home, y), (x, y)], stroke=loss, line=min(SEGMENT, 1.2 * self.radius))
+            painter.polyline([(home, y - self.radius), (home, y + self.radius)], stroke=loss, line=theme.LINE)
+        painter.circle(
+            x, y, self.radius, fill=weight, stroke=theme.BACKGROUND, line=theme.HAIRLINE, opacity=min(1, 3 * shown)
+        )
 
     def data(self) -> tuple[Data, ...]:
         values, levels = np.asarray(self.values, dtype=float), np.asarray(self.levels, dtype=float)

@@ -105,6 +105,34 @@ def test_what_is_drawn_is_what_is_listed():
         np.testing.assert_allclose(data.drawn, data.meant)
 
 
+def test_dots_go_to_other_values_and_return_from_their_levels():
+    other = Traced("other", np.array([0.8, -2.0, 1.0]))
+    picture = line().set_values(other)
+    np.testing.assert_allclose(picture.places, other.values)
+    np.testing.assert_allclose(halfway(line(), picture).places, [0.6, -1.65, 0.5])
+    assert ("dots", "other") in picture.ledger()
+    snapped = picture.copy().snap(HATS)
+    with pytest.raises(ValueError, match="dots that have not snapped"):
+        snapped.copy().set_values(VALUES)
+    np.testing.assert_allclose(snapped.release().places, other.values)
+    assert amount_of(pixels(snapped, FINE), theme.LOSS) == 0
+
+
+def test_a_dot_can_have_another_role_and_another_size():
+    picture = line(dot=0.3).paint(1, "MAXIMUM")
+    image = pixels(picture, FINE)
+    aside = np.array([0.2, 0, 0])
+    assert color_at(image, picture.dot(1) + aside) == theme.MAXIMUM
+    assert color_at(image, picture.dot(0) + aside) == theme.WEIGHT
+    assert color_at(pixels(line(), FINE), line().dot(0) + aside) != theme.WEIGHT
+
+
+def test_lanes_can_be_left_out():
+    between = np.array([2.5, 1, 0])
+    assert color_at(pixels(line(), FINE), between) != theme.BACKGROUND
+    assert color_at(pixels(line(guides=False), FINE), between) == theme.BACKGROUND
+
+
 def test_a_level_for_each_value_is_needed():
     with pytest.raises(ValueError, match="a level for each of 3 values"):
         line().snap(HATS[:2])
