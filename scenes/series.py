@@ -103,7 +103,7 @@ TOPICS = (
         "Compression",
         FINISHED,
     ),
-    Topic("qlora", "QLoRA", "Fine-tune 65B models on a single GPU with 4-bit quantization.", "Compression", CORE),
+    Topic("qlora", "QLoRA", "Fine-tune 65B models on a single GPU with 4-bit quantization.", "Compression", FINISHED),
     Topic(
         "lora",
         "LoRA (Low-Rank Adaptation)",
