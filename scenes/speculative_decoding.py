@@ -407,7 +407,7 @@ class SpeculativeDecoding(TopicScene):
     def landing(self, flights: list[tuple[int, TokenRow]], rows: list[TokenRow]) -> list[Any]:
         """Return the way of words from their pass to their place in the text."""
         moves = [tile.animate.become(rows[w // 8].tile(w % 8)) for w, tile in flights]
-        return [LaggedStart(*moves, lag_ratio=min(0.1, 0.4 / len(moves)))] if moves else []
+        return [LaggedStart(*moves, lag_ratio=min(0.06, 0.2 / len(moves)))] if moves else []
 
     def land(self, flights: list[tuple[int, TokenRow]], rows: list[TokenRow]) -> None:
         for w, tile in flights:
@@ -436,14 +436,18 @@ class SpeculativeDecoding(TopicScene):
             Label(f"draft: {DRAFTS[name]}\nα = {trace.alpha[name]:.0%}", color=getattr(theme, role), bold=True)
             for name, role in roles.items()
         ]
+        laws = [chart.curve(law, tokens, role="FROZEN", line=theme.HAIRLINE, drawn=0) for tokens in trace.law_tokens]
+        # the names of the drafts stand above and below where the names of these other lines will be
+        foot, *_, top = (float(chart.point(number, len(law) - 1)[1]) for number in laws)
         ends = [chart.point(number, len(gammas) - 1) for number in lines]
-        upper = int(ends[1][1] > ends[0][1])
-        for label, end, side in ((names[upper], ends[upper], UP), (names[1 - upper], ends[1 - upper], DOWN)):
-            label.next_to(end + 0.2 * RIGHT, side, buff=0.2).align_to(end + 0.2 * RIGHT, LEFT)
-        dream = Label("every guess kept", color=theme.MUTED).next_to(chart.point(perfect, 7), UP, buff=0.2)
+        better, worse = (0, 1) if ends[0][1] > ends[1][1] else (1, 0)
+        start = ends[0][0] + 0.2
+        names[better].next_to([start, max(top, ends[better][1]), 0], UP, buff=0.2).align_to([start, 0, 0], LEFT)
+        names[worse].next_to([start, min(foot, ends[worse][1]), 0], DOWN, buff=0.2).align_to([start, 0, 0], LEFT)
+        dream = Label("every guess kept", color=theme.MUTED).next_to(chart.point(perfect, 7), UP, buff=0.24)
         beside = chart.get_right()[0] + 1.3
         mean = Label("α: chance that\na guess is kept,\nmean over texts", color=theme.MUTED)
-        mean.move_to([beside, 1.0, 0], aligned_edge=LEFT)
+        mean.move_to([beside + 0.45, 0.2, 0], aligned_edge=LEFT)
         self.say("If every guess were kept, each would add a word.")
         self.play(FadeIn(chart), run_time=theme.QUICK)
         self.play(chart.animate(rate_func=linear).draw_curve(perfect), run_time=1.0)
@@ -455,7 +459,6 @@ class SpeculativeDecoding(TopicScene):
         self.play(self.drawing(chart, dots), run_time=2.2)
         self.hold(0.6)
         self.say("Gray: the same formula for other α, through the paper’s table.")
-        laws = [chart.curve(law, tokens, role="FROZEN", line=theme.HAIRLINE, drawn=0) for tokens in trace.law_tokens]
         table = chart.curve(trace.table1.gamma, trace.table1.speed, role="TEXT", line=0, dots=0.07, drawn=0)
         signs = [
             Label(f"α = {alpha:.0%}", size=theme.SMALL, color=theme.MUTED).next_to(
@@ -494,7 +497,7 @@ class SpeculativeDecoding(TopicScene):
         speed = Chart(
             8.4, 2.75, y=(0, top), y_ticks=range(0, int(top) + 1, 2), **looks,
             y_label="speed against one by one, if a checking pass takes as long as a normal one",
-        ).move_to([-1.75, 1.1, 0])  # fmt: skip
+        ).move_to([-1.75, 1.2, 0])  # fmt: skip
         work = Chart(
             8.4, 1.05, y=(0, 1.1 * heaviest), y_ticks=range(0, 4 * step + 1, step), **looks,
             y_label=f"arithmetic for each word (a guess takes {trace.c_hat:.0%} of a large pass)",
