@@ -271,9 +271,9 @@ class Trace(TopicTrace):
     surprise_closed: float  # nats at the true place
     surprise_open: float
     information_gain: float
-    accuracy_ks: Int[Tensor, " K"]
-    accuracy_by_k: Float[Tensor, " K"]  # of the mixture over k documents
-    confidence_by_k: Float[Tensor, " K"]  # mean probability of the true place
+    accuracy_ks: Int[Tensor, " mixed"]
+    accuracy_by_k: Float[Tensor, " mixed"]  # of the mixture over k documents
+    confidence_by_k: Float[Tensor, " mixed"]  # mean probability of the true place
     fusion_documents: Int[Tensor, " 3"]  # the right document and 0, 1, 2 others in one prompt
     fusion_accuracy: Float[Tensor, " 3"]
     # Chapter 8: another library.

@@ -269,7 +269,7 @@ def library_fields(library: Library, readings: Readings, config: Config) -> dict
         "doc_texts": tuple(library.texts()),
         "old_doc_texts": tuple(library.texts("A")),
         "doc_words": tuple(tuple(text.split()) for text in library.texts()),
-        "doc_names": tuple(f"{f.owner}: {f.thing}" for f in library.facts),
+        "doc_names": tuple(f"{f.owner}’s {f.thing}" for f in library.facts),
         "query_text": query,
         "reader_question": fact.question(),
         "query_words": tuple(query.split()),
@@ -496,13 +496,14 @@ def _attention(documents: Sequence[str], question: str) -> dict[str, Any]:
     _, seen = tiny_lm.load("base")(torch.tensor(ids), record=("weights",))
     weights = seen["weights"][:, :, :, -1]  # (L, k, H, T)
     layer, head = divmod(int(weights[:, 0, :, place].argmax()), weights.shape[2])
+    attention = weights[layer, :, head]
     return {
         "reader_tokens": tuple(tiny_lm.tokens(row) for row in ids),
-        "reader_attention": weights[layer, :, head],
+        "reader_attention": attention,
         "reader_layer": layer,
         "reader_head": head,
         "reader_place": place,
-        "reader_place_weight": weights[layer, :, head, place],
+        "reader_place_weight": torch.stack([row[place] for row in attention]),
     }
 
 

@@ -228,7 +228,7 @@ TOPICS = (
         "RAG (Retrieval-Augmented Generation)",
         "Embeddings, similarity search, and conditioning. How LLMs use external knowledge.",
         "Foundations",
-        CORE,
+        FINISHED,
     ),
 )
 

@@ -10,6 +10,7 @@ from scenes.kit.picture import Data, Picture
 from scenes.kit.traced import Traced, require_traced
 
 LIT, FAINT = 0.28, 0.08  # opacity of the sector when it leads and when it does not
+EDGE = 0.75  # strength of its edges when it does not lead
 
 
 class Fan(Picture):
@@ -54,7 +55,7 @@ class Fan(Picture):
         color, (first, last) = getattr(theme, self.role), self.ends.tolist()
         opacity = FAINT + (LIT - FAINT) * float(self.light)
         painter.arc(0, 0, self.radius, first, last - first, fill=color, opacity=opacity)
-        edge = theme.recede(color, float(self.light))
+        edge = theme.mix(theme.BACKGROUND, color, EDGE + (1 - EDGE) * round(float(self.light) * 16) / 16)
         for angle in (first, last):
             tip = (self.radius * np.cos(angle), self.radius * np.sin(angle))
             painter.polyline([(0, 0), tip], stroke=edge, line=theme.LINE)

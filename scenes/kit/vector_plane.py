@@ -15,7 +15,7 @@ from scenes.kit.traced import Traced, format_number, require_traced
 from scenes.kit.typography import Style, width
 
 WEDGE = 0.42  # reach of the wedge, as a share of the radius
-NAME = Style(theme.LABEL)
+NAME, GAP = Style(theme.LABEL), 0.07  # of the names around the circle, and what is left between two
 
 
 class VectorPlane(Parts):
@@ -209,7 +209,8 @@ class VectorPlane(Parts):
                 continue
             right, up = math.cos(self.angles[k]), math.sin(self.angles[k])
             reach, wide = self.radius + 0.2, width(str(self.names[k]), NAME)
-            x, y, align = reach * right, (reach + 0.1) * up - NAME.size / 2, (1 - right) / 2
+            x, y = reach * right, (reach + 0.1) * up - NAME.size / 2
+            align = min(1.0, max(0.0, 0.5 - 1.25 * right))  # centered only near the top and the bottom
             box = (x - align * wide, y, x + (1 - align) * wide, y + NAME.size)
             if all(_apart(box, other) for other in boxes):
                 found.append((k, x, y, align))
@@ -329,8 +330,8 @@ class TurnThrough(Animation):
 
 def _apart(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
     """Return whether two boxes (left, bottom, right, top) leave a gap between them."""
-    beside = one[2] + 0.1 < other[0] or other[2] + 0.1 < one[0]
-    return beside or one[3] + 0.1 < other[1] or other[3] + 0.1 < one[1]
+    beside = one[2] + GAP < other[0] or other[2] + GAP < one[0]
+    return beside or one[3] + GAP < other[1] or other[3] + GAP < one[1]
 
 
 def _whole(number: Traced) -> str:
