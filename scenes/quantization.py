@@ -560,7 +560,9 @@ class Quantization(TopicScene):
             if k == 0:
                 self.say("What is rounded stays. The rest makes up for it.")
             elif k == 3:
-                self.say("Column after column, the output errs less.")
+                lower = np.asarray(trace.gptq_err_after_column) <= np.asarray(trace.rtn_err_after_column)
+                less = "the output errs less" if lower.all() else "it repays what it can"
+                self.say(f"Column after column, {less}.")
         self.play(FadeOut(cursor, together, names[3]), run_time=0.3)
         self.totals(ours)
 
@@ -627,7 +629,10 @@ class Quantization(TopicScene):
             ).move_to([left, foot - 1.4, 0], aligned_edge=LEFT)
         )
         no_less = float(trace.gptq_weight_mse) >= float(trace.rtn_weight_mse)
-        self.say(f"{'The weights err no less, but t' if no_less else 'T'}heir errors partly cancel.")
+        if float(trace.gptq_err) >= float(trace.rtn_err):
+            self.say("In this corner, GPTQ gains nothing.")
+        else:
+            self.say(f"{'The weights err no less, but t' if no_less else 'T'}heir errors partly cancel.")
         self.play(FadeIn(*lines), run_time=theme.QUICK)
         self.hold(0.5)
 

@@ -323,6 +323,13 @@ def test_it_says_that_weights_err_no_less_only_where_that_is_so(trace):
     assert "Their errors partly cancel." in captions(watched(Quantization, "cancel", trace=lucky, frame_rate=4)[0])
 
 
+def test_where_gptq_does_not_help_the_captions_say_so(trace):
+    said = captions(watched(Quantization, "cancel", trace=shown_with(trace, bits=5), frame_rate=4)[0])
+    assert "In this corner, GPTQ gains nothing." in said
+    assert "Column after column, it repays what it can." in said
+    assert "Column after column, the output errs less." in captions(ended("cancel"))
+
+
 # -- the whole model ---------------------------------------------------------------------------------------------------
 
 
