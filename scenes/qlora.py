@@ -66,7 +66,7 @@ class QLoRA(TopicScene):
             for words, bar in zip(("train everything", "LoRA", "QLoRA"), bars, strict=True)
         ]
         totals = [Readout(lambda gb: f"{gb:.0f} GB", memory.total[k], size=0.3, bold=True) for k in range(len(bars))]
-        wall = Label(f"one GPU: {self.trace.gpu_gb:.0f} GB", bold=True)
+        wall = Label(f"one GPU: {self.trace.gpu_gb:.0f} GB", bold=True).set_z_index(1)
         self.say("To train 65 billion weights, memory must hold all of this.")
         self.play(FadeIn(titles[0], unit, legend[0]), run_time=0.3)
         self.add(bars[0].show_mark(0))
@@ -538,7 +538,8 @@ class QLoRA(TopicScene):
         self.play(RowByRow(stage.adapter), run_time=0.7)
         self.say("Both outputs add up.")
         law = Formula(
-            "y = {{ hat(W) : frozen }} x + s thin {{ B A : adapter }} x", size=0.34, frozen="FROZEN", adapter="WEIGHT"
+            "y = {{ hat(W) : frozen }} x + s thin {{ B A : adapter }} thin x", size=0.34, frozen="FROZEN",
+            adapter="WEIGHT",
         ).move_to([2.6, stage.coords.get_y(), 0])  # fmt: skip
         self.play(FadeIn(stage.rooms[2], names["output"], law, *stage.signs), run_time=0.3)
         copies = [stage.base.copy(), stage.adapter.copy()]
@@ -715,7 +716,7 @@ class QLoRA(TopicScene):
             trace.paging_page, length=11.9, height=0.8, gap=0.75,
         ).move_to([0, 1.0, 0])  # fmt: skip
         walls = Label(f"GPU, {trace.gpu_gb:.0f} GB", bold=True).next_to(tank, UP, buff=0.22).align_to(tank, LEFT)
-        shelf = Label("CPU", bold=True).move_to(tank.shelf_left() + 0.62 * UP, aligned_edge=LEFT)
+        shelf = Label("CPU", bold=True).move_to(tank.shelf_left() + 0.65 * UP, aligned_edge=LEFT)
         inside = Label("weights, adapters, gradients", color=theme.BACKGROUND, bold=True).move_to(tank.fixed_center())
         legend = [
             Label("Adam’s pages", color=theme.LATENT, bold=True),

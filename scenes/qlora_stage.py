@@ -66,7 +66,8 @@ class LayerStage:
     def names(self, **words: str) -> dict[str, Label]:
         """Return a name for each part, the usual ones or others: x, codes, a, b, base, adapter, output."""
         usual = {
-            "x": f"x, what the layer reads at “{self.trace.token}”", "codes": "frozen, in codes", "a": "A", "b": "B",
+            "x": f"x, what the layer reads at “{self.trace.token}”",
+            "codes": f"frozen, {self.trace.bits['codes']:.0f} bits each", "a": "A", "b": "B",
             "base": "base", "adapter": "adapter", "output": "output",
         }  # fmt: skip
         looks = {
