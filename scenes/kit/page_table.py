@@ -18,7 +18,7 @@ class PageTable(Picture):
     """The block table of one sequence: where each logical block lies, and how many of its slots are filled.
 
     Args:
-        blocks, filled: traced (J,) numbers, NaN where there is no block.
+        blocks, filled: traced (J,) numbers, NaN where there is no block; `filled` also where nothing is stored yet.
         role: theme role of the sequence.
         row: height of a row.
     """
@@ -78,8 +78,9 @@ class PageTable(Picture):
             return
         y = self._middle(j) - theme.SMALL / 2
         for numbers, x, bold in ((self.blocks, -COLUMN / 2, True), (self.filled, COLUMN / 2, False)):
-            text, style = format_number(float(numbers[j]), ".0f"), Style(theme.SMALL, "numbers", bold)
-            painter.text(text, x, y, style, color=theme.TEXT, opacity=shown)
+            if not np.isnan(numbers.values[j]):
+                text, style = format_number(float(numbers[j]), ".0f"), Style(theme.SMALL, "numbers", bold)
+                painter.text(text, x, y, style, color=theme.TEXT, opacity=shown)
 
     def ledger(self) -> list[tuple[str, str]]:
         seen = [j for j in self.rows() if self.presence[j] > 0]
@@ -87,4 +88,5 @@ class PageTable(Picture):
             (format_number(float(numbers[j]), ".0f"), numbers[j].origin)
             for j in seen
             for numbers in (self.blocks, self.filled)
+            if not np.isnan(numbers.values[j])
         ]

@@ -93,6 +93,13 @@ class SlotMap(Parts):
         self.size = np.array(cell)
         return self.resize_local(*size, keep=(0, 0))
 
+    def fall(self, other: "SlotMap") -> Self:
+        """Put every slot on the line that it has in another map; from left to right it stays where it is."""
+        self.places = np.stack([self.places[:, 0], other.places[:, 1]], axis=1)
+        self.size = np.array([self.size[0], other.size[1]])
+        self.resize_local(self.local_width, other.local_height, keep=(0, 0))
+        return self.set_y(other.get_y())
+
     def set_values(self, owner: Traced, state: Traced, *, counts: Traced | None = None) -> Self:
         """Show the slots at another time; who is shown and which blocks are outlined stays as it is."""
         self._take(owner, state)

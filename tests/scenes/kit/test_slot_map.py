@@ -51,6 +51,15 @@ def test_blocks_can_be_laid_out_anew_and_glide_there():
     np.testing.assert_allclose(beside.block_left(1)[0] - beside.slot_center(1)[0], 0.5 + 0.4)
 
 
+def test_slots_fall_to_the_lines_of_another_map_without_moving_sideways():
+    strip, column = memory(per_line=4).shift([2, 1, 0]), memory().shift([0, -2, 0])
+    fallen = strip.copy().fall(column)
+    for k in range(4):
+        assert fallen.slot_center(k)[0] == pytest.approx(strip.slot_center(k)[0])
+        assert fallen.slot_center(k)[1] == pytest.approx(column.slot_center(k)[1])
+    assert (fallen.width, fallen.height) == pytest.approx((strip.width, column.height))
+
+
 def test_a_gap_parts_the_blocks_of_a_line():
     strip = memory().lay(4, (1.0, 0.6), gap=(0.3, 0.0))
     steps = np.diff([strip.slot_center(k)[0] for k in range(4)])
@@ -122,6 +131,13 @@ def test_a_page_table_has_a_row_for_each_block_it_has():
     assert pages.ledger() == [("10", "blocks[0]"), ("4", "filled[0]"), ("5", "blocks[1]"), ("1", "filled[1]")]
     np.testing.assert_allclose(pages.row_end(0) - pages.row_end(2), [0, 0.8, 0])
     assert pages.row_end(0)[0] == pytest.approx(pages.get_right()[0])
+
+
+def test_a_block_that_is_taken_but_holds_nothing_yet_has_no_count():
+    pages = PageTable(field("blocks", [10.0, 5.0]), field("filled", [4.0, np.nan]), role="WEIGHT", row=0.4)
+    assert pages.rows() == [0, 1]
+    assert pages.ledger() == [("10", "blocks[0]"), ("4", "filled[0]"), ("5", "blocks[1]")]
+    assert pixels(pages).any()
 
 
 def test_rows_of_a_page_table_can_be_hidden():
