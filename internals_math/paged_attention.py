@@ -145,9 +145,9 @@ class Config(TopicConfig):
     num_requests: int = option(6, "texts that the model continues", minimum=2, maximum=12)
     policy: str = option("max", "how memory is reserved in the first chapter", choices=POLICIES)
     num_samples: int = option(2, "answers that share one prompt", minimum=1, maximum=4)
-    # Of the twelve heads, layer 1 head 0 shows most: its query looks into more than one block.
+    # Of the twelve heads, layer 1 head 2 shows most: it looks into every block, and its largest score comes late.
     layer: int = option(1, "decoder layer to show", minimum=0, maximum=2)
-    head: int = option(0, "attention head to show", minimum=0, maximum=3)
+    head: int = option(2, "attention head to show", minimum=0, maximum=3)
     seed: int = option(0, "of the free list, the cut texts, the samples and the large simulation", minimum=0, maximum=9)
 
     def check(self) -> None:
@@ -236,7 +236,9 @@ class Trace(TopicTrace):
     blocks_free: Int[Tensor, " K"]
     block_ids: Int[Tensor, " N"]
     slot_owner: Int[Tensor, "K slots"]  # request whose block a slot is in, -1 = free
-    slot_filled: Int[Tensor, "K slots"]  # 1 = holds a token
+    slot_state: Int[Tensor, "K slots"]  # an index into slot_states
+    slot_usage: Int[Tensor, "K 4"]  # slots, in the order of usage_names
+    shown_at_once: int
     max_abs_diff_logits: float  # to generation with a contiguous cache, over every step of every request
     steps_compared: int
     # Chapter 4: the last decoding step of the first request, one head.

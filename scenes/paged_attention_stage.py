@@ -11,11 +11,12 @@ from scenes.kit import theme
 from scenes.kit.label import Label
 from scenes.kit.page_table import COLUMN, PageTable
 from scenes.kit.shapes import Stroke
-from scenes.kit.slot_map import COUNTS, SlotMap
+from scenes.kit.slot_map import COUNTS, EMPTY, FULL, KEPT, LOST, WASTE, SlotMap
 from scenes.kit.token_row import TokenRow
 from scenes.kit.traced import Traced
 
 ROLES = ("WEIGHT", "GRADIENT", "VALUE", "LATENT", "QUERY", "KEY")  # of the sequences, in turn
+LOOKS = (EMPTY, FULL, KEPT, WASTE, LOST)  # of the states of a slot
 SHARED = "INPUT"  # of a block that several hold
 TOP, HEIGHT = 2.5, 5.1  # of tables and pool
 LINES = 16  # of the pool, before it goes on beside
@@ -33,7 +34,7 @@ class Course:
     tables: Traced  # (moments, sequences, J)
     filled: Traced
     owner: Traced  # (moments, slots)
-    full: Traced
+    state: Traced  # an index into LOOKS
     counts: Traced | None = None
 
 
@@ -59,9 +60,9 @@ class Pages:
         self.count = len(sequences)
         self.now = moment
         self.pool = SlotMap(
-            course.owner[moment], course.full[moment], block=block, roles=roles, names=ids,
+            course.owner[moment], course.state[moment], block=block, roles=roles, looks=LOOKS, names=ids,
             counts=None if course.counts is None else course.counts[moment], **self.layout(len(ids)),
-        )  # fmt: skip
+        ).look_back(0)  # fmt: skip
         self.put_pool()
         self.arrows: dict[tuple[int, int], Stroke] = {}
         self.tables: dict[int, PageTable] = {}
@@ -70,24 +71,20 @@ class Pages:
             if sequence is not None:
                 self.seat(sequence, lane)
         place = self._table_place(0)
-        heads = (("block", -COLUMN / 2), ("filled", COLUMN / 2))
         self.heads = [
-            Label(words, size=theme.SMALL, color=theme.MUTED).move_to(place + x * RIGHT + 0.14 * UP)
-            for words, x in heads
+            Label(words, color=theme.MUTED).move_to(place + x * RIGHT + 0.16 * UP)
+            for words, x in (("text", -1.55), ("block", -COLUMN / 2), ("filled", COLUMN / 2))
         ]
         right = self.pool.get_right()[0]
-        self.pool_heads = [Label("block", size=theme.SMALL, color=theme.MUTED)]
-        self.pool_heads[0].move_to([right + 0.44, TOP + 0.16, 0], aligned_edge=RIGHT)
+        self.pool_heads = [Label("block", color=theme.MUTED)]
+        self.pool_heads[0].move_to([right + 0.44, TOP + 0.18, 0], aligned_edge=RIGHT)
         if course.counts is not None:
-            held = Label("held by", size=theme.SMALL, color=theme.MUTED)
-            self.pool_heads.append(held.move_to([right + COUNTS, TOP + 0.16, 0]))
-
-    def titles(self) -> list[Label]:
-        """Return words above the tables and above the pool, for a picture without captions."""
-        return [
-            Label(words, bold=True).move_to([place, TOP + 0.6, 0])
-            for words, place in (("block tables", self._table_place(0)[0]), ("memory", self.pool.get_x()))
-        ]
+            held = Label("held by", color=theme.MUTED)
+            self.pool_heads.append(held.move_to([right + COUNTS + 0.08, TOP + 0.18, 0]))
+        for heads, words, x in (
+            (self.heads, "block tables", place[0]), (self.pool_heads, "memory", self.pool.get_x()),
+        ):  # fmt: skip
+            heads.append(Label(words, bold=True).move_to([x, TOP + 0.52, 0]))
 
     def layout(self, blocks: int) -> dict[str, Any]:
         """Return how the pool lies: a block in a line, sixteen lines."""
@@ -100,7 +97,7 @@ class Pages:
 
     def put_pool(self) -> SlotMap:
         """Put the pool where it belongs, at the right."""
-        edge = 5.15 if self.course.counts is not None else 6.0
+        edge = 5.05 if self.course.counts is not None else 6.0
         return self.pool.move_to([edge - self.pool.width / 2, TOP - self.pool.height / 2, 0])
 
     # -- lanes -------------------------------------------------------------------------------------------------------
@@ -124,6 +121,7 @@ class Pages:
         blocks, filled = self.table_of(sequence)
         row = min(0.36, (self._lane_height() - 0.3) / len(blocks))
         table = PageTable(blocks, filled, role=role_of(sequence), row=row)
+        table.set_z_index(1)  # words on their way to the pool pass behind it
         self.tables[sequence] = table.move_to(self._table_place(lane), aligned_edge=UP)
         name = Label(self.words[sequence], size=0.3, bold=True, color=getattr(theme, role_of(sequence)))
         self.names[sequence] = name.move_to(self._table_place(lane) + 1.55 * LEFT + 0.18 * DOWN)
@@ -162,7 +160,7 @@ class Pages:
 
     def values(self) -> tuple[Traced, Traced]:
         """Return owners and states of the slots now."""
-        return self.course.owner[self.now], self.course.full[self.now]
+        return self.course.owner[self.now], self.course.state[self.now]
 
     def counts(self) -> Traced | None:
         """Return how many tables hold each block now."""
@@ -197,14 +195,18 @@ class Pages:
 
     def go_to(self, moment: int) -> None:
         """Let pool and tables be those of a moment; tokens that are new in the pool stay hidden."""
-        before = self.course.full.values[self.now] * (self.course.owner.values[self.now] >= 0)
-        changed = self.course.owner.values[self.now] != self.course.owner.values[moment]
+        course, full = self.course, self.course.state.values == LOOKS.index(FULL)
+        before = full[self.now] & (course.owner.values[self.now] >= 0)
+        changed = course.owner.values[self.now] != course.owner.values[moment]
         self.now = moment
-        course = self.course
         counts = None if course.counts is None else course.counts[moment]
-        self.pool.set_values(course.owner[moment], course.full[moment], counts=counts)
-        new = (course.full.values[moment] > 0) & ((before == 0) | changed & (self.pool.presence == 0))
-        self.pool.hide(new)
+        self.pool.set_values(course.owner[moment], course.state[moment], counts=counts)
+        self.pool.hide(full[moment] & (~before | changed & (self.pool.presence == 0)))
+
+    def take(self, before: int) -> None:
+        """Let the tables name the blocks of now, but count only the tokens of the moment before."""
+        for sequence, table in self.tables.items():
+            table.set_values(self.table_of(sequence)[0], self.course.filled[before, sequence])
 
     def fill_in(self) -> None:
         """Let the tables be those of now."""
