@@ -75,7 +75,7 @@ class PagedAttention(TopicScene):
         for sequence in self.holders(0):
             seated += self.admit(strip, queue, sequence)
         left = int(trace.waiting[policy][0])
-        self.say("The others wait, though most of the memory is dark." if left else "All of them fit.")
+        self.say("The others wait; most of the memory is dark." if left else "All of them fit.")
         if left:
             self.play(waiting.animate.set_color(theme.LOSS), run_time=0.4)
         for tick in range(1, last + 1):
@@ -89,13 +89,18 @@ class PagedAttention(TopicScene):
     def strip(self, tick: int) -> SlotMap:
         """Return the memory in lines of chunks, as it is after a tick."""
         trace = self.trace
-        lines = -(-int(trace.num_slots) // STRIP)
-        height = min(0.72, 2.9 / lines)
+        height, gap = self.strip_line()
         return SlotMap(
             trace.contiguous_owner[tick], trace.contiguous_state[tick], block=int(trace.config.block_size),
             roles=[role_of(k) for k in range(len(trace.request_names))], looks=LOOKS, per_line=STRIP,
-            cell=(0.405, height), gap=(0.0, 0.62 if lines <= 2 else 0.06),
+            cell=(0.405, height), gap=(0.0, gap),
         ).move_to([0, 0.3, 0])  # fmt: skip
+
+    def strip_line(self) -> tuple[float, float]:
+        """Return the height of a line of the strip, and the gap below it."""
+        lines = -(-int(self.trace.num_slots) // STRIP)
+        gap = 0.62 if lines <= 2 else min(0.06, 0.6 / lines)
+        return min(0.72, 3.1 / lines - gap) if lines > 2 else 0.72, gap
 
     def last_tick(self) -> int:
         """Return the last tick before a text leaves the memory."""
@@ -110,7 +115,7 @@ class PagedAttention(TopicScene):
     def admit(self, strip: SlotMap, queue: TokenRow, sequence: int) -> list[Any]:
         """Let a text leave the queue, take its chunk, and store its prompt; return what names it."""
         mine = np.flatnonzero(strip.owner.values == sequence)
-        pace = 1.0 if len(self.holders(0)) <= 2 else 0.5
+        pace = min(1.0, 2 / len(self.holders(0)))
         name = queue.tile(sequence)
         queue.hide(sequence)
         start = strip.slot_center(int(mine[0]))
@@ -184,7 +189,7 @@ class PagedAttention(TopicScene):
         there = {
             "per_line": STRIP,
             "cell": tuple(chunks.size),
-            "gap": (0.0, 0.62 if len(chunks.places) <= 64 else 0.06),
+            "gap": (0.0, self.strip_line()[1]),
         }
         home = stage.layout(len(trace.block_ids))
         pool.hide().show_names(0).lay(**there).move_to(chunks)
@@ -208,7 +213,9 @@ class PagedAttention(TopicScene):
             if j == 1:
                 self.say("Cut memory into blocks and keep a table of where they are.")
             piece = range(j * size, min((j + 1) * size, len(words)))
-            self.send(stage, 0, j, [(k, text.tile(k)) for k in piece], text, pace=1.0 if len(blocks) <= 3 else 0.3)
+            self.send(
+                stage, 0, j, [(k, text.tile(k)) for k in piece], text, pace=1.0 if len(blocks) <= 3 else 1 / len(blocks)
+            )
         self.play(FadeOut(text), run_time=0.2)
         others = [k for k in (1, 2) if k < len(trace.request_names) and len(stage.blocks_of(k))]
         for sequence in others:
@@ -291,7 +298,7 @@ class PagedAttention(TopicScene):
         stage.stand()
         self.add(*stage.parts())
         queue, note = self.waiting(stage)
-        self.say("Each pass of the model adds one token to every text.")
+        self.say("A pass of the model adds a token to each text.")
         if queue:
             self.play(FadeIn(*queue.values(), note), run_time=0.3)
         end, told = self.first_leaving(), False
@@ -312,7 +319,7 @@ class PagedAttention(TopicScene):
             arrives = any(s not in stage.lanes and len(self.rows(end + 1, s)) for s in range(len(trace.request_names)))
             if arrives:
                 self.say("The next one moves in, wherever blocks are free.")
-            self.step(stage, end + 1, pace=0.9, queue=queue)
+            self.step(stage, end + 1, pace=0.75, queue=queue)
             if set(queue) <= set(stage.lanes):
                 self.remove(note)
         fit = {policy: field[0] for policy, field in trace.running.items()}
@@ -433,7 +440,7 @@ class PagedAttention(TopicScene):
         marker = Frame(1.56, stage.tables[0].row, color=theme.QUERY, line=theme.LINE)
         marker.move_to(stage.tables[0].row_end(0) + 0.74 * LEFT).set_opacity(0)
         score_limit = largest(trace.block_scores)
-        pace = min(0.74, 4.0 / len(blocks))
+        pace = min(0.7, 2.0 / max(1, len(blocks) - 1))
         self.say("It follows the table block by block.")
         scores, told = None, False
         for j, block in enumerate(blocks):
@@ -548,7 +555,7 @@ class PagedAttention(TopicScene):
             copied |= copies
             slow = is_first or copies
             told.add(writer)
-            self.write_sample(stage, frame, pace=1.0 if slow else 0.33 if samples <= 2 else 0.2)
+            self.write_sample(stage, frame, pace=1.0 if slow else 0.66 / max(2, samples))
         used, alone = trace.share_blocks_used[last - 1], trace.share_blocks_alone[last - 1]
         if samples > 1:
             saved = Label(f"{used:d} blocks in place of {alone:d}", size=0.22, bold=True)
@@ -559,6 +566,7 @@ class PagedAttention(TopicScene):
         """Copy the table of the first sample, not its blocks."""
         self.say("A fork copies the table; blocks count their holders.")
         stage.go_to(1)
+        pace = 1.0 if samples <= 2 else 0.6
         for sample in range(1, samples):
             table = stage.seat(sample)
             place = table.get_center()
@@ -566,8 +574,8 @@ class PagedAttention(TopicScene):
             lines = [stage.point_from(place, sample, j) for j in range(len(stage.blocks_of(sample)))]
             self.add(table)
             counts = stage.pool.animate.set_values(*stage.values(), counts=stage.counts())
-            self.play(table.animate.move_to(place), FadeIn(stage.names[sample]), run_time=0.9)
-            self.play(*(line.animate.draw_to(1) for line in lines), counts, run_time=0.8)
+            self.play(table.animate.move_to(place), FadeIn(stage.names[sample]), run_time=0.9 * pace)
+            self.play(*(line.animate.draw_to(1) for line in lines), counts, run_time=0.8 * pace)
 
     def write_sample(self, stage: Pages, frame: int, *, pace: float) -> None:
         """Let a sample store one token, after a copy of its block if others hold that too."""
