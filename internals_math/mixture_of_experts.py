@@ -9,6 +9,7 @@ Sources: Shazeer et al. 2017 (1701.06538); GShard (2006.16668); Switch Transform
 
 import math
 from dataclasses import dataclass
+from string import ascii_uppercase
 from typing import Any
 
 import torch
@@ -378,6 +379,7 @@ class ModelSizes:
     name: tuple[str, ...]
     total: Int[Tensor, " R"]
     active: Int[Tensor, " R"]
+    active_share: Float[Tensor, " R"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -402,7 +404,8 @@ class Trace(TopicTrace):
 
     config: Config
     tokens: tuple[str, ...]  # T
-    shown_token: int  # the one whose router gradient is largest
+    expert_names: tuple[str, ...]  # N: letters
+    shown_token: int  # see `experiment.telling_token`
     hidden: Float[Tensor, "T D"]  # what the router and the experts read
     router_weight: Float[Tensor, "N D"]
     products: Float[Tensor, "N D"]  # of the shown token with each router row; a row sums to a logit
@@ -411,16 +414,18 @@ class Trace(TopicTrace):
     gates: Float[Tensor, "T N"]  # 0 = not chosen
     weights: Float[Tensor, "T k"]  # the same, best first
     indices: Int[Tensor, "T k"]
+    kept_probability: Float[Tensor, " T"]  # of the chosen experts together, before their gates are rescaled
+    mix_gates: Float[Tensor, "k+1 k"]  # of the shown token: each chosen expert alone, then as it is
     expert_outputs: Float[Tensor, "T k D"]
     output: Float[Tensor, "T D"]
     output_grad: Float[Tensor, "T D"]  # of the mean next-token loss of these T tokens
     plane: Float[Tensor, "T P 2"]  # P = k + 2: the experts' outputs, y, and y - gradient_scale · gradient
     plane_lost: Float[Tensor, " T"]  # share of the outputs' squared length outside the plane; 0 for k <= 2
     shadow: Float[Tensor, "T 2"]  # of that last point on the line through the first two outputs
-    gradient_scale: float  # drawing length of a gradient
+    gradient_scale: float  # drawing length of a gradient: that of the shown token is half as long as the line
     router_grad_task: Float[Tensor, "T N"]
     router_grad_aux: Float[Tensor, "T N"]  # of aux_loss_coef times the balance loss of these tokens
-    router_step: float  # logits_after = logits - router_step · router_grad_task; its largest change is 1
+    router_step: float  # logits_after = logits - router_step · router_grad_task; the shown token's change by up to 1
     logits_after: Float[Tensor, "T N"]
     weights_after: Float[Tensor, "T k"]  # of the same experts
     output_after: Float[Tensor, "T 2"]  # y after that step, in the plane
@@ -429,12 +434,19 @@ class Trace(TopicTrace):
     slot: Int[Tensor, "T k"]  # -1 = dropped
     dropped: Bool[Tensor, "T k"]
     kept_weights: Float[Tensor, "T k"]  # 0 where dropped
+    seat_token: Int[Tensor, "seats N"]  # who sits where, -1 = nobody
+    seat_taken: Int[Tensor, "seats N"]  # 1 = taken
+    queue_slot: Int[Tensor, "T k"]  # the same if every expert had seats for all: word after word, both choices
+    queue_token: Int[Tensor, "places N"]
+    queue_taken: Int[Tensor, "places N"]
+    num_assignments: int
     num_dropped: int  # assignments
     num_bypassed: int  # tokens that lost all of them
     capacity_factors: Float[Tensor, " K"]
     dropped_share_free: Float[Tensor, " K"]  # of all assignments of the held-out text in this layer
     dropped_share_aux: Float[Tensor, " K"]
     dropped_share_bias: Float[Tensor, " K"]
+    even_load: float  # 1 / N
     history_steps: Int[Tensor, " S"]  # 0 = before training; else the mean of the steps since the last record
     load_history_free: Float[Tensor, "S N"]  # share of assignments in this layer
     load_history_aux: Float[Tensor, "S N"]
@@ -465,7 +477,7 @@ def trace(config: Config) -> Trace:
     reading = experiment.read_layer(runs["aux"].model, experiment.sentence(), config.layer)
     routing = reading.routing
     task = experiment.task_gradient(reading)
-    shown = int(task[1:].abs().amax(dim=1).argmax()) + 1  # not <bos>
+    shown = experiment.telling_token(reading, task)
     histories: dict[str, Any] = {}
     for name in ("free", "aux", "bias"):
         load = runs[name].load_history
@@ -477,6 +489,7 @@ def trace(config: Config) -> Trace:
     return Trace(
         config=config,
         tokens=tokens(experiment.sentence()[:-1]),
+        expert_names=tuple(ascii_uppercase[: config.num_experts]),
         shown_token=shown,
         hidden=reading.hidden,
         router_weight=reading.router_weight,
@@ -486,14 +499,17 @@ def trace(config: Config) -> Trace:
         gates=torch.zeros_like(routing.probs).scatter(1, routing.indices, routing.weights),
         weights=routing.weights,
         indices=routing.indices,
+        kept_probability=routing.probs.gather(1, routing.indices).sum(dim=1),
+        mix_gates=torch.cat([torch.eye(config.top_k), routing.weights[shown : shown + 1]]),
         expert_outputs=reading.expert_outputs,
         output=reading.output,
         output_grad=reading.output_grad,
         router_grad_task=task,
         router_grad_aux=config.aux_loss_coef * load_balancing_loss_grad(routing.logits, config.top_k),
-        **experiment.geometry(reading.expert_outputs, routing, reading.output_grad, task),
+        **experiment.geometry(reading, task, shown),
         **experiment.seats(routing, config),
         capacity_factors=torch.tensor(CAPACITY_FACTORS),
+        even_load=1 / config.num_experts,
         history_steps=experiment.history_steps(config.train_steps),
         **histories,
         **experiment.who_does_what(runs["aux"].model, config.layer, config.seed),
@@ -515,4 +531,5 @@ def tiny_shape(config: Config) -> ModelShape:
 def _counts(config: Config) -> ModelSizes:
     shapes = [tiny_shape(config), *(preset(name) for name in SHOWN_PRESETS)]
     counts = torch.tensor([moe_parameter_count(shape) for shape in shapes])
-    return ModelSizes(tuple(shape.name for shape in shapes), counts[:, 0], counts[:, 1])
+    total, active = counts.unbind(dim=1)
+    return ModelSizes(tuple(shape.name for shape in shapes), total, active, active / total)

@@ -279,26 +279,44 @@ def task_gradient(reading: Reading) -> Float[Tensor, "T N"]:
     )  # fmt: skip
 
 
-def geometry(experts: Tensor, routing: MoEOutput, grad: Tensor, router_grad: Tensor) -> dict[str, Any]:
-    """Return the experts' outputs (T, k, D) as points of a plane, and what a step against the gradient does there."""
+def telling_token(reading: Reading, router_grad: Float[Tensor, "T N"]) -> int:
+    """Return the token, not <bos>, whose picture tells most about mixing and learning.
+
+    The router gradient is large, the first two outputs are of a length and not in one line, and the gradient lies
+    aslant to the line between them. One output spans no triangle: then the gradient alone decides.
+    """
+    telling = router_grad.abs().amax(dim=1)
+    if reading.expert_outputs.shape[1] > 1:
+        basis = _plane_basis(reading)
+        first, second = (reading.expert_outputs[:, :2] @ basis.mT).unbind(dim=1)
+        pull = (reading.output_grad[:, None] @ basis.mT)[:, 0]
+        longest = torch.maximum(first.norm(dim=-1), second.norm(dim=-1))
+        aslant = torch.nn.functional.cosine_similarity(pull, second - first)
+        telling = telling * _cross(first, second).abs() / longest.square() * aslant.abs() * (1 - aslant**2).sqrt()
+    return int(telling[1:].argmax()) + 1
+
+
+def geometry(reading: Reading, router_grad: Float[Tensor, "T N"], shown: int) -> dict[str, Any]:
+    """Return the experts' outputs (T, k, D) as points of a plane, and what a step against the gradient does there.
+
+    Args:
+        shown: token whose gradients have the full length and step.
+    """
+    experts, routing, grad = reading.expert_outputs, reading.routing, reading.output_grad
     top_k = experts.shape[1]
-    first = experts[:, 0]
-    second = experts[:, 1] if top_k > 1 else -grad  # one arrow spans no plane
-    x_axis = first / first.norm(dim=-1, keepdim=True)
-    y_axis = second - (second * x_axis).sum(dim=-1, keepdim=True) * x_axis
-    basis = torch.stack([x_axis, y_axis / y_axis.norm(dim=-1, keepdim=True)], dim=1)  # (T, 2, D)
+    basis = _plane_basis(reading)
 
     corners = experts @ basis.mT  # (T, k, 2)
     lost = 1 - corners.square().sum(dim=(1, 2)) / experts.square().sum(dim=(1, 2))
     bead = (routing.weights[..., None] * corners).sum(dim=1)
     flat_grad = (grad[:, None] @ basis.mT)[:, 0]
     line = corners[:, 1] - corners[:, 0] if top_k > 1 else corners[:, 0]
-    gradient_scale = float(line.norm(dim=-1).mean() / flat_grad.norm(dim=-1).mean() / 2)
+    gradient_scale = float(line[shown].norm() / flat_grad[shown].norm() / 2)
     push = -gradient_scale * flat_grad
     direction = line / line.norm(dim=-1, keepdim=True)
     shadow = (push * direction).sum(dim=-1, keepdim=True) * direction
 
-    largest = float(router_grad.abs().max())
+    largest = float(router_grad[shown].abs().max())
     router_step = 1 / largest if largest > 0 else 0.0
     logits_after = routing.logits - router_step * router_grad
     chosen = logits_after.gather(1, routing.indices)
@@ -316,12 +334,36 @@ def geometry(experts: Tensor, routing: MoEOutput, grad: Tensor, router_grad: Ten
     }
 
 
+def _plane_basis(reading: Reading) -> Float[Tensor, "T 2 D"]:
+    """Return two unit vectors for each token: along its first output, and across it towards the second."""
+    first = reading.expert_outputs[:, 0]
+    # one arrow spans no plane
+    second = reading.expert_outputs[:, 1] if reading.expert_outputs.shape[1] > 1 else -reading.output_grad
+    x_axis = first / first.norm(dim=-1, keepdim=True)
+    y_axis = second - (second * x_axis).sum(dim=-1, keepdim=True) * x_axis
+    return torch.stack([x_axis, y_axis / y_axis.norm(dim=-1, keepdim=True)], dim=1)
+
+
+def _cross(first: Float[Tensor, "T 2"], second: Float[Tensor, "T 2"]) -> Float[Tensor, " T"]:
+    return first[:, 0] * second[:, 1] - first[:, 1] * second[:, 0]
+
+
 def seats(routing: MoEOutput, config: Config) -> dict[str, Any]:
     """Return who gets a seat when every expert has few."""
     count, top_k = routing.indices.shape
     capacity = expert_capacity(count, config.num_experts, top_k, config.capacity_factor)
     slot, dropped = dispatch_with_capacity(routing.indices, config.num_experts, capacity)
+    one_by_one = routing.indices.reshape(-1, 1)
+    queue_slot = dispatch_with_capacity(one_by_one, config.num_experts, count * top_k)[0].view(count, top_k)
+    seat_token, seat_taken = _seating(routing.indices, slot, config.num_experts, capacity)
+    queue_token, queue_taken = _seating(routing.indices, queue_slot, config.num_experts, int(queue_slot.max()) + 1)
     return {
+        "seat_token": seat_token,
+        "seat_taken": seat_taken,
+        "queue_slot": queue_slot,
+        "queue_token": queue_token,
+        "queue_taken": queue_taken,
+        "num_assignments": count * top_k,
         "capacity": capacity,
         "arrival": torch.arange(count * top_k).view(top_k, count).T,
         "slot": slot,
@@ -330,6 +372,14 @@ def seats(routing: MoEOutput, config: Config) -> dict[str, Any]:
         "num_dropped": int(dropped.sum()),
         "num_bypassed": int(dropped.all(dim=1).sum()),
     }
+
+
+def _seating(indices: Tensor, slot: Tensor, num_experts: int, rows: int) -> tuple[Tensor, Tensor]:
+    """Return which token sits on every seat (rows, N), -1 for none, and 1 where one does."""
+    token, choice = (slot >= 0).nonzero(as_tuple=True)
+    seated = torch.full((rows, num_experts), -1)
+    seated[slot[token, choice], indices[token, choice]] = token
+    return seated, (seated >= 0).long()
 
 
 @torch.no_grad()

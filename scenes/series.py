@@ -214,7 +214,7 @@ TOPICS = (
         "Mixture of Experts (MoE)",
         "See probability, linear algebra, gradients, and entropy come alive inside this modern architecture.",
         "Foundations",
-        CORE,
+        FINISHED,
     ),
     Topic(
         "model_merging",

@@ -466,6 +466,11 @@ def test_the_trace_agrees_with_itself(quick):
     torch.testing.assert_close(trace.gates.sum(dim=1), torch.ones(12))
     mixed = (trace.weights[..., None] * trace.expert_outputs).sum(dim=1)
     torch.testing.assert_close(mixed, trace.output, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(trace.kept_probability, (trace.probs * (trace.gates > 0)).sum(dim=1))
+    mixes = trace.mix_gates @ trace.plane[trace.shown_token, :3]
+    torch.testing.assert_close(mixes, trace.plane[trace.shown_token, :4], atol=1e-4, rtol=0)
+    assert trace.expert_names == ("A", "B", "C", "D")
+    assert trace.even_load == 0.25
     assert len(trace.tokens) == 12
     assert trace.tokens[0] == "<bos>"
 
@@ -516,12 +521,34 @@ def test_the_output_gradient_is_that_of_the_mean_loss_of_the_sentence():
     torch.testing.assert_close((reading.output_grad * nudge).sum(), slope, atol=1e-12, rtol=1e-5)
 
 
-def test_a_router_step_follows_the_gradient_and_its_largest_change_is_one(quick):
+def test_a_router_step_follows_the_gradient_and_changes_the_shown_token_by_at_most_one(quick):
     change = quick.logits_after - quick.logits
-    assert float(change.abs().max()) == pytest.approx(1, abs=1e-5)
+    assert float(change[quick.shown_token].abs().max()) == pytest.approx(1, abs=1e-5)
     torch.testing.assert_close(change, -quick.router_step * quick.router_grad_task, atol=1e-5, rtol=0)
     assert (change[quick.gates == 0] == 0).all()
     torch.testing.assert_close(quick.weights_after.sum(dim=1), torch.ones(12))
+
+
+def test_the_shown_gradient_is_half_as_long_as_the_line_between_the_outputs(quick):
+    first, second, _, bead, tip = quick.plane[quick.shown_token]
+    assert float((tip - bead).norm()) == pytest.approx(float((second - first).norm()) / 2, rel=1e-4)
+
+
+def reading_of(outputs, grad):
+    """Return what is known of tokens with these two outputs and gradients (T, 2) in two dimensions, gates alike."""
+    outputs, grad = torch.tensor(outputs), torch.tensor(grad)
+    half = torch.full(grad.shape, 0.5)
+    indices = torch.tensor([[0, 1]] * len(grad))
+    routing = mixture_of_experts.MoEOutput(outputs.mean(dim=1), half, half, half, indices, indices < 0)
+    return experiment.Reading(grad, torch.eye(2), routing, outputs, outputs.mean(dim=1), grad)
+
+
+def test_the_shown_token_has_an_open_triangle_and_a_gradient_aslant_to_its_side():
+    open_triangle, flat = [[1.0, 0.0], [0.0, 1.0]], [[1.0, 0.0], [0.9, 0.1]]
+    aslant, along, across = [-1.0, 0.0], [-1.0, 1.0], [-1.0, -1.0]
+    reading = reading_of([open_triangle] * 4 + [flat], [aslant, along, across, aslant, aslant])
+    assert experiment.telling_token(reading, torch.ones(5, 2)) == 3  # token 0 is <bos>
+    assert experiment.telling_token(reading, torch.tensor([[1.0]] * 4 + [[20.0]]).expand(5, 2)) == 4
 
 
 def test_the_seats_of_the_trace_are_those_of_its_capacity(quick):
@@ -529,8 +556,23 @@ def test_the_seats_of_the_trace_are_those_of_its_capacity(quick):
     assert quick.num_dropped == int(quick.dropped.sum()) > 0
     assert int((quick.slot >= 0).sum()) == 36 - quick.num_dropped
     assert (quick.kept_weights[quick.dropped] == 0).all()
+    assert quick.num_assignments == 36
+    for token, (experts, slots) in enumerate(zip(quick.indices.tolist(), quick.slot.tolist(), strict=True)):
+        for expert, slot in zip(experts, slots, strict=True):
+            assert slot == -1 or quick.seat_token[slot, expert] == token
+    assert int(quick.seat_taken.sum()) == int((quick.seat_token >= 0).sum()) == 36 - quick.num_dropped
     assert quick.arrival[:, 0].tolist() == list(range(12))
     assert quick.arrival[:, 1].tolist() == list(range(12, 24))
+
+
+def test_without_a_limit_every_word_stands_behind_those_before_it(quick):
+    for expert in range(4):
+        column = quick.queue_token[:, expert].tolist()
+        came = [token for token, chosen in enumerate(quick.indices.tolist()) if expert in chosen]
+        assert column == came + [-1] * (len(column) - len(came))
+    assert torch.equal(quick.queue_taken, (quick.queue_token >= 0).long())
+    places = quick.queue_token[quick.queue_slot, quick.indices]
+    assert torch.equal(places, torch.arange(12)[:, None].expand(12, 3))
 
 
 def test_histories_start_before_training_and_end_with_it(quick):
@@ -576,7 +618,7 @@ def test_any_number_of_chosen_experts_can_be_drawn(top_k):
     task = experiment.task_gradient(reading)
     torch.testing.assert_close(task.sum(dim=1), torch.zeros(12), atol=1e-5, rtol=0)
     assert (task.abs().sum(dim=1) > 0).all()  # a lone raw gate teaches its router too
-    drawn = experiment.geometry(reading.expert_outputs, reading.routing, reading.output_grad, task)
+    drawn = experiment.geometry(reading, task, experiment.telling_token(reading, task))
     assert drawn["plane"].shape == (12, top_k + 2, 2)
     assert all(torch.as_tensor(value).isfinite().all() for value in drawn.values())
     if top_k < 3:

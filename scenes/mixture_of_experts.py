@@ -1,0 +1,705 @@
+"""Draws internals_math.mixture_of_experts.Trace."""
+
+from typing import Any
+
+import numpy as np
+from manim import DOWN, LEFT, RIGHT, UP, FadeIn, FadeOut, LaggedStart, linear
+
+from internals_math import mixture_of_experts
+from scenes.kit import theme
+from scenes.kit.bars import Bars
+from scenes.kit.chart import Chart
+from scenes.kit.formula import Formula
+from scenes.kit.label import Label, Readout, counted
+from scenes.kit.links import Links
+from scenes.kit.mixing_plane import MixingPlane
+from scenes.kit.motion import ColumnByColumn, Stream
+from scenes.kit.shapes import Frame, Stroke, arrow
+from scenes.kit.squares import Squares
+from scenes.kit.tensor_grid import TensorGrid, largest
+from scenes.kit.token_row import RowNames, TokenRow
+from scenes.kit.topic_scene import TopicScene, chapter, loop
+from scenes.mixture_of_experts_stage import CHOICES, LoadPanel, Rooms, SharedBar
+
+RUNS = {"free": ("no balance", "LOSS"), "aux": ("balance loss", "WEIGHT"), "bias": ("bias on the choice", "KEY")}
+LOSSES = (
+    ("experts, no balance", "free", "WEIGHT"), ("experts, balance loss", "aux", "WEIGHT"),
+    ("experts, bias on the choice", "bias", "WEIGHT"), ("dense, as wide as what a word uses", "dense_active", "FROZEN"),
+    ("dense, as wide as all experts", "dense_total", "FROZEN"),
+)  # fmt: skip
+
+
+class MixtureOfExperts(TopicScene):
+    """How can a model own 47 billion weights, use only 13 billion for each word, and not always the same ones?"""
+
+    core = mixture_of_experts
+    notation = ("47 billion", "13 billion", "Mixtral-8x7B")
+    takeaway = "A small router picks a few experts for every word and mixes them; balance keeps all of them learning."
+    loop_alt = (
+        "Each word of a sentence is sent to two of eight experts, with line strength showing the router's weight, and "
+        "one blended result returns."
+    )
+
+    # -- what chapters share ----------------------------------------------------------------------------------------
+
+    @property
+    def shown(self) -> int:
+        """The word that the first four chapters follow."""
+        return int(self.trace.shown_token)
+
+    @property
+    def chosen(self) -> list[int]:
+        """Its experts, best first."""
+        return [int(expert) for expert in self.trace.indices[self.shown]]
+
+    def chosen_names(self) -> list[Any]:
+        return [self.trace.expert_names[expert] for expert in self.chosen]
+
+    def sentence(self, y: float) -> TokenRow:
+        """Return the words of the sentence."""
+        return TokenRow(self.trace.tokens, size=0.22, height=0.48).move_to([0, y, 0])
+
+    def row_height(self, most: float, room: float) -> float:
+        """Return the height of a row for each expert."""
+        return min(most, room / len(self.trace.expert_names))
+
+    # -- chapter 1 --------------------------------------------------------------------------------------------------
+
+    @chapter("Scoring")
+    def scoring(self):
+        """The router is one small matrix: one score per expert."""
+        trace, shown = self.trace, self.shown
+        height = self.row_height(0.42, 3.36)
+        cell = (0.16, height)
+        words = self.sentence(2.55)
+        router = TensorGrid(trace.router_weight, cell=cell, number=None, role="WEIGHT").move_to([-2.75, -0.72, 0])
+        names = RowNames(trace.expert_names, router, size=0.22)
+        strip = TensorGrid(trace.hidden[shown], cell=(cell[0], 0.36), number=None, role="INPUT")
+        strip.move_to([router.get_center()[0], 1.72, 0])
+        scores = Bars(
+            trace.logits[shown], limit=largest(trace.logits[shown]), signed=True, length=4.4, step=height,
+            number="+.2f", number_size=min(0.22, 0.7 * height),
+        ).move_to([3.7, router.get_center()[1], 0]).hide()  # fmt: skip
+        vector = Label("its vector", color=theme.INPUT, bold=True).next_to(strip, LEFT, buff=0.25)
+        title = Label("router: a row for each expert", color=theme.WEIGHT, bold=True).next_to(router, UP, buff=0.2)
+        score = Label("score", color=theme.SCORE, bold=True).move_to([3.7, title.get_center()[1], 0])
+        self.say("Follow one word. Its vector goes to the router.")
+        self.play(FadeIn(words), run_time=theme.QUICK)
+        others = [k for k in range(len(words.tokens)) if k != shown]
+        self.play(words.animate.recede(others).paint(shown, "SCORE"), run_time=0.4)
+        self.play(FadeIn(strip, target_position=words.tile_center(shown), scale=0.2), run_time=0.8)
+        self.play(FadeIn(vector, router, title, names), run_time=0.4)
+        self.say("Multiply cell by cell, and add up: that is the expert’s score.")
+        self.add(scores)
+        limit = largest(trace.products)
+        strip_copy = strip.copy()
+        self.add(strip_copy)
+        product = None
+        for row in range(router.rows):
+            pace = 1.0 if row == 0 else min(0.36, 2.6 / router.rows)
+            if row == 1:
+                self.say("The router is one small matrix: one score per expert.")
+            leaving = self.collapse(product, scores, row - 1)
+            self.play(
+                strip_copy.animate.move_to(router.row_center(row)).stretch_to_fit_height(height),
+                *leaving, run_time=0.9 * pace,
+            )  # fmt: skip
+            product = TensorGrid(trace.products[row], cell=cell, number=None, limit=limit, role="SCORE")
+            product.move_to(router.row_center(row)).hide()
+            self.add(product)
+            arriving = [FadeIn(score)] if row == 0 else []
+            self.play(ColumnByColumn(product), *arriving, run_time=0.9 * pace)
+        self.play(*self.collapse(product, scores, router.rows - 1), FadeOut(strip_copy), run_time=0.5)
+
+    def collapse(self, product: TensorGrid | None, scores: Bars, row: int) -> list[Any]:
+        """Return the motions in which a row of products becomes the bar of its sum."""
+        if product is None:
+            return []
+        place = scores.to_scene(0, float(scores.tip(row)[1] - scores.get_center()[1]))
+        squeezed = product.animate.stretch_to_fit_width(0.1).move_to(place).set_opacity(0)
+        return [squeezed, scores.animate.show(row)]
+
+    # -- chapter 2 --------------------------------------------------------------------------------------------------
+
+    @chapter("Choosing")
+    def choosing(self):
+        """The best few experts are kept, and their probabilities become their weights."""
+        trace, shown, chosen = self.trace, self.shown, self.chosen
+        height, length, left = self.row_height(0.46, 3.68), 6.4, -5.7
+        bars = Bars(
+            trace.logits[shown], limit=largest(trace.logits[shown]), signed=True, length=length, step=height,
+            number="+.2f", number_size=min(0.22, 0.7 * height), names=trace.expert_names, name_size=0.24,
+        ).move_to([left + length / 2, 0.45, 0])  # fmt: skip
+        titles = [
+            Label(words, color=theme.SCORE, bold=True).move_to([left, 2.6, 0], aligned_edge=LEFT)
+            for words in ("scores of the experts", "probabilities", "weights of the chosen experts")
+        ]
+        softmax = Formula("{{ p_i : p }} = e^(h_i) / (sum_j e^(h_j))", size=0.3, p="SCORE")
+        softmax.move_to([3.0, 1.9, 0], aligned_edge=LEFT)
+        self.add(bars, titles[0])
+        self.say("Softmax turns scores into probabilities.")
+        self.hold(0.4)
+        self.play(
+            bars.animate.set_values(trace.probs[shown], limit=1.0, signed=False), FadeOut(titles[0]),
+            FadeIn(titles[1], softmax), run_time=1.4,
+        )  # fmt: skip
+        count = trace.config.top_k
+        alone = len(chosen) == 1
+        self.say("Only the best one will run." if alone else f"Only the top {count:d} will run.")
+        for k, expert in enumerate(chosen):
+            bars.paint(expert, CHOICES[k])
+        others = [expert for expert in range(len(trace.expert_names)) if expert not in chosen]
+        kept = Label(f"{trace.kept_probability[shown]:.0%}", size=theme.BIG_NUMBER, bold=True)
+        kept.move_to([3.0, 0.25, 0], aligned_edge=LEFT)
+        together = Label("the chosen one has" if alone else "the chosen have together", color=theme.MUTED)
+        together.next_to(kept, UP, buff=0.25).align_to(kept, LEFT)
+        self.play(bars.animate.recede(others), FadeIn(together, kept), run_time=0.6)
+        self.hold(0.4)
+        self.say(
+            "Its probability is its weight." if alone else "The rest is drained, and the chosen are scaled up to a whole."
+        )
+        bars.leave_ghosts()
+        bar = SharedBar(trace.weights[shown], left=[left, -2.2, 0], length=length)
+        rescale = Formula("{{ g_i : g }} = p_i / (sum_(j in T) p_j)", size=0.3, g="TEXT")
+        rescale.move_to([3.0, -1.0, 0], aligned_edge=LEFT)
+        arriving = [] if alone else [FadeIn(rescale)]
+        self.play(
+            bars.animate.set_values(trace.gates[shown]), FadeOut(titles[1]), FadeIn(titles[2]), *arriving, run_time=1.4
+        )
+        flying = [bars.bar(expert) for expert in chosen]
+        self.add(*flying)
+        whole = Label("a whole", color=theme.MUTED).next_to(bar.room, RIGHT, buff=0.25)
+        self.play(FadeIn(bar.room, whole), run_time=0.3)
+        for k, piece in enumerate(flying):
+            start, end = bar.pieces[k].to_scene(-length / 2, 0), bar.pieces[k].tip(0)
+            self.play(piece.animate.move_to((start + end) / 2).stretch_to_fit_height(bar.pieces[k].height), run_time=0.6)
+        self.add(*bar.pieces)
+        self.remove(*flying)
+        self.hold(0.3)
+
+    # -- chapters 3 and 4 -------------------------------------------------------------------------------------------
+
+    def plane(self, mix: Any) -> MixingPlane:
+        """Return the outputs of the chosen experts in their plane, with the bead at `mix`."""
+        trace, shown, count = self.trace, self.shown, len(self.chosen)
+        points = np.array([(0.0, 0.0), *np.asarray(trace.plane[shown]), np.asarray(trace.shadow[shown])])
+        wide, high = points.max(axis=0) - points.min(axis=0)
+        unit = min(4.5 / max(high, 1e-6), 5.9 / wide)
+        return MixingPlane(
+            trace.plane[shown, :count], trace.plane[shown, count], push=trace.plane[shown, count + 1],
+            shadow=trace.shadow[shown], roles=CHOICES[:count], unit=unit,
+        ).move_to([3.3, 0.1, 0]).put(mix)  # fmt: skip
+
+    def tip_names(self, plane: MixingPlane) -> list[Label]:
+        """Return the name of each expert beside the tip of its arrow, away from the middle of the plane."""
+        labels = []
+        for k, name in enumerate(self.chosen_names()):
+            label = Label(f"{name}", size=0.3, bold=True, color=getattr(theme, CHOICES[k]))
+            out = plane.tip(k) - plane.place((0, 0))
+            labels.append(label.move_to(plane.tip(k) + 0.36 * out / max(float(np.linalg.norm(out)), 1e-6)))
+        return labels
+
+    def shared_bar(self, weights: Any) -> SharedBar:
+        """Return the weights of the chosen experts as pieces of one bar, at the lower left."""
+        return SharedBar(weights, left=[-6.3, -1.75, 0], length=5.1)
+
+    @chapter("Mixing")
+    def mixing(self):
+        """The output is a weighted average of what the chosen experts answer."""
+        trace, shown, chosen = self.trace, self.shown, self.chosen
+        alone = len(chosen) == 1
+        strip = TensorGrid(trace.hidden[shown], cell=(0.16, 0.34), number=None, role="INPUT").move_to([-3.75, 2.5, 0])
+        rooms, letters = self.small_rooms(y=1.55)
+        outputs, pitch = [], min(0.75, 2.3 / len(chosen))
+        for k in range(len(chosen)):
+            grid = TensorGrid(
+                trace.expert_outputs[shown, k], cell=(0.16, min(0.34, 0.6 * pitch)), number=None,
+                limit=largest(trace.expert_outputs[shown]), role=CHOICES[k],
+            )  # fmt: skip
+            outputs.append(grid.move_to([-3.75, 0.72 - k * pitch, 0]))
+        names = [
+            Label(f"{name}", size=0.24, bold=True, color=getattr(theme, CHOICES[k])).next_to(grid, RIGHT, buff=0.25)
+            for k, (name, grid) in enumerate(zip(self.chosen_names(), outputs, strict=True))
+        ]
+        self.say("The vector enters only the chosen experts." if not alone else "The vector enters only one expert.")
+        self.play(FadeIn(strip, *rooms, *letters), run_time=theme.QUICK)
+        copies = [strip.copy() for _ in chosen]
+        self.add(*copies)
+        self.play(
+            *(
+                copy.animate.scale(0.1).move_to(rooms[expert]).set_opacity(0)
+                for copy, expert in zip(copies, chosen, strict=True)
+            ),
+            *(rooms[expert].animate.set_color(getattr(theme, CHOICES[k])) for k, expert in enumerate(chosen)),
+            run_time=0.8,
+        )
+        self.remove(*copies)
+        self.play(
+            *(
+                FadeIn(grid, target_position=rooms[expert], scale=0.1)
+                for grid, expert in zip(outputs, chosen, strict=True)
+            ),
+            FadeIn(*names), run_time=0.8,
+        )  # fmt: skip
+        plane = self.plane(trace.plane[shown, 0])
+        plane.seen = np.array(0.0)
+        tips = self.tip_names(plane)
+        if not alone:
+            self.say("Two answers span a plane; in it, their lengths and angle are true.")
+        self.add(plane)
+        for k, grid in enumerate(outputs):
+            moving = grid.copy()
+            self.add(moving)
+            self.play(
+                moving.animate.scale(0.3).move_to(plane.place((0, 0))).set_opacity(0), run_time=0.45,
+            )  # fmt: skip
+            self.remove(moving)
+            self.play(plane.animate.show(k), FadeIn(tips[k]), run_time=0.5)
+        bar = self.shared_bar(trace.mix_gates[0])
+        title = Label("weights", color=theme.MUTED).next_to(bar.room, UP, buff=0.16).align_to(bar.room, LEFT)
+        self.say(
+            "The output is its answer, scaled by its weight."
+            if alone
+            else f"The output is a weighted average of {trace.config.top_k:d} experts."
+        )
+        arrives = plane.animate.connect().put(trace.plane[shown, 0])
+        self.play(FadeIn(bar.room, title, *bar.pieces), arrives, run_time=theme.QUICK)
+        for stop in range(1, len(trace.mix_gates)):
+            self.play(
+                *bar.share_out(trace.mix_gates[stop]), plane.animate.put(trace.plane[shown, stop]), run_time=1.3
+            )
+            self.hold(0.2)
+        written = bar.written(trace.weights[shown], self.chosen_names())
+        self.play(FadeIn(*written, self.output_name(plane)), *self.lost(), run_time=0.4)
+
+    def output_name(self, plane: MixingPlane) -> Label:
+        """Return the word beside the bead, on the side of the origin."""
+        return Label("output", bold=True, color=theme.SCORE).next_to(plane.bead_point(), DOWN + LEFT, buff=0.14)
+
+    def lost(self) -> list[Any]:
+        """Return the appearance of the note that says how much of more than two answers the plane leaves out."""
+        if len(self.chosen) < 3:
+            return []
+        note = f"{self.trace.plane_lost[self.shown]:.0%} of their energy lies outside this plane"
+        return [FadeIn(Label(note, color=theme.MUTED).move_to([3.3, -2.75, 0]))]
+
+    def small_rooms(self, y: float) -> tuple[list[Frame], list[Label]]:
+        """Return a small room for each expert in a line, and their letters."""
+        names = self.trace.expert_names
+        pitch = 5.12 / len(names)
+        rooms, letters = [], []
+        for k, name in enumerate(names):
+            room = Frame(0.82 * pitch, 0.5, color=theme.LINES).move_to([-6.31 + (k + 0.5) * pitch, y, 0])
+            rooms.append(room)
+            is_chosen = k in self.chosen
+            letters.append(
+                Label(f"{name}", bold=is_chosen, color=theme.TEXT if is_chosen else theme.MUTED).move_to(room)
+            )
+        return rooms, letters
+
+    @chapter("Who learns?")
+    def who_learns(self):
+        """Only the chosen experts receive a gradient."""
+        trace, shown, chosen = self.trace, self.shown, self.chosen
+        alone, count = len(chosen) == 1, len(chosen)
+        height = self.row_height(0.42, 3.36)
+        plane = self.plane(trace.plane[shown, count]).show().connect()
+        bar = self.shared_bar(trace.weights[shown])
+        written = bar.written(trace.weights[shown], self.chosen_names())
+        scores = Bars(
+            trace.logits[shown], limit=largest(trace.logits[shown], trace.logits_after[shown]), signed=True, length=3.2,
+            step=height, number="+.2f", number_size=min(0.2, 0.7 * height), names=trace.expert_names, name_size=0.24,
+            role="FROZEN",
+        ).move_to([-4.35, 0.6, 0])  # fmt: skip
+        for k, expert in enumerate(chosen):
+            scores.paint(expert, CHOICES[k])
+        gradient = TensorGrid(
+            trace.router_grad_task[shown].reshape(-1, 1), cell=(1.15, height), number="+.1g",
+            number_size=min(0.2, 0.7 * height),
+        ).move_to([-1.3, 0.6, 0])  # fmt: skip
+        heads = [
+            Label(words, color=color, bold=True).move_to([x, 2.6, 0])
+            for words, color, x in (("score", theme.SCORE, -4.35), ("gradient", theme.GRADIENT, -1.3))
+        ]
+        self.add(plane, *self.tip_names(plane), bar.room, *bar.pieces, *written, scores, heads[0])
+        self.say("The loss pushes the output: there it would fall fastest.")
+        self.hold(0.3)
+        self.play(plane.animate.grow_push(), run_time=1.0)
+        downhill = Label("against the gradient", bold=True, color=theme.GRADIENT)
+        downhill.next_to(plane.place(trace.plane[shown, count + 1]), UP, buff=0.12)
+        self.play(FadeIn(downhill), run_time=0.3)
+        self.say(
+            "Only its shadow on the arrow can be followed by a weight."
+            if alone
+            else "Weights can only slide the bead along the line: they follow the shadow."
+        )
+        self.play(plane.animate.cast_shadow(), run_time=1.0)
+        self.hold(0.5)
+        self.say(
+            "Through the softmax every score feels it, but only one expert learns."
+            if alone
+            else "So the scores of the chosen get opposite gradients, all others exactly none."
+        )
+        gradient.hide()
+        self.add(gradient)
+        self.play(FadeIn(heads[1]), gradient.animate.show(rows=chosen), run_time=0.6)
+        self.play(gradient.animate.show(), run_time=0.8)
+        self.hold(0.3)
+        self.say("After a step, the better expert weighs more: the bead moves.")
+        scores.leave_ghosts()
+        plane.leave_ghost()
+        self.play(FadeOut(*written), run_time=0.2)
+        self.play(
+            scores.animate.set_values(trace.logits_after[shown]),
+            plane.animate.put(trace.output_after[shown]),
+            *bar.share_out(trace.weights_after[shown]),
+            run_time=1.8,
+        )
+        self.play(FadeIn(*bar.written(trace.weights_after[shown], self.chosen_names())), run_time=0.3)
+        self.say("Only the chosen experts receive a gradient.")
+        self.hold(0.4)
+
+    # -- chapter 5 --------------------------------------------------------------------------------------------------
+
+    def load_panel(self, run: str, x: float) -> LoadPanel:
+        """Return the load of the experts in one of the runs."""
+        trace = self.trace
+        histories = {
+            "free": (trace.load_history_free, trace.effective_history_free),
+            "aux": (trace.load_history_aux, trace.effective_history_aux),
+            "bias": (trace.load_history_bias, trace.effective_history_bias),
+        }
+        title, role = RUNS[run]
+        return LoadPanel(
+            title, *histories[run], names=trace.expert_names, even=trace.even_load, role=role, x=x,
+            color=getattr(theme, role),
+            limit=largest(*(loads for loads, _ in histories.values())),
+        )  # fmt: skip
+
+    @chapter("Rich get richer")
+    def rich_get_richer(self):
+        """Whoever is chosen learns and is chosen again; balance keeps all experts in work."""
+        trace = self.trace
+        last = len(trace.history_steps) - 1
+        free = self.load_panel("free", -2.9)
+        clock = Readout(lambda n: f"step {n:d}", trace.history_steps[0], size=0.3, bold=True)
+        clock.move_to([4.9, 2.6, 0], aligned_edge=LEFT)
+        share = Label("share of the words", color=theme.MUTED).next_to(free.bars, LEFT, buff=0.3)
+        even = Label("even", color=theme.MUTED)
+        even.next_to(free.ground.place(1, trace.even_load), RIGHT, buff=0.12)
+        circle = self.circle(center=[3.4, 0.3, 0])
+        self.say("Whoever is chosen learns, scores higher, and is chosen again.")
+        self.play(FadeIn(*free.parts(), share, even, clock), run_time=theme.QUICK)
+        self.play(LaggedStart(*(FadeIn(part) for part in circle), lag_ratio=0.5), run_time=1.8)
+        self.say("This is what each expert gets while the model trains.")
+        for record in range(1, last + 1):
+            self.play(
+                *free.go_to(record), clock.animate.set_value(trace.history_steps[record]),
+                run_time=max(0.05, 3.6 / last), rate_func=linear,
+            )  # fmt: skip
+        least = int(np.argmin(trace.load_history_free.values[-1]))
+        poor = trace.load_history_free[last, least]
+        self.say(f"In the end, expert {trace.expert_names[least]} gets {poor:.1%} of the work.")
+        self.play(free.bars.animate.focus(least), run_time=0.4)
+        self.hold(0.5)
+        self.finish_beat()
+        self.play(FadeOut(*circle, share, even), free.bars.animate.lead(), run_time=0.4)
+        self.play(*(part.animate.shift(1.6 * LEFT) for part in free.parts()), run_time=0.6)
+        others = [self.load_panel(run, x) for run, x in (("aux", 0.0), ("bias", 4.5))]
+        self.say("Same start, but a small penalty on uneven load, or a bias on the choice alone.")
+        self.play(FadeIn(*(part for panel in others for part in panel.parts())), run_time=theme.QUICK)
+        for record in range(0, last + 1):
+            moves = [motion for panel in (free, *others) for motion in panel.go_to(record)]
+            self.play(
+                *moves, clock.animate.set_value(trace.history_steps[record]),
+                run_time=0.5 if record == 0 else max(0.05, 4.0 / last), rate_func=linear,
+            )  # fmt: skip
+        self.say("Unchecked, the load drifts; balance evens it.")
+        self.hold(0.4)
+
+    def circle(self, center: Any) -> list[Any]:
+        """Return the circle in which an expert gets ahead: three words and the arrows between them."""
+        x, y, _ = center
+        places = [(x, y + 1.25), (x + 1.5, y - 0.9), (x - 1.5, y - 0.9)]
+        words = [
+            Label(text, size=0.26, bold=True).move_to([*place, 0])
+            for text, place in zip(("is chosen", "learns", "scores higher"), places, strict=True)
+        ]
+        arrows = [
+            arrow([x + 0.45, y + 0.95, 0], [x + 1.35, y - 0.5, 0]),
+            arrow([x + 0.8, y - 0.9, 0], [x - 0.25, y - 0.9, 0]),
+            arrow([x - 1.35, y - 0.5, 0], [x - 0.45, y + 0.95, 0]),
+        ]
+        return [part for pair in zip(words, arrows, strict=True) for part in pair]
+
+    # -- chapter 6 --------------------------------------------------------------------------------------------------
+
+    @chapter("Full house")
+    def full_house(self):
+        """Each expert has limited seats; late words go without."""
+        trace = self.trace
+        count, top_k = trace.indices.shape
+        words = self.sentence(2.55)
+        rooms = Rooms(
+            trace.tokens, trace.seat_token, trace.seat_taken, names=trace.expert_names, width=10.2, height=2.7,
+            foot=[-1.4, -2.1, 0],
+        )  # fmt: skip
+        lane = Stroke([5.3, 2.0, 0], [5.3, -2.1, 0], color=theme.MUTED, line=theme.LINE, head=0.2, dash=(0.14, 0.1))
+        beside = Label("past the\nexperts", color=theme.MUTED, align=0.0).next_to(lane, RIGHT, buff=0.2)
+        self.say(f"Each expert has {counted(trace.capacity, 'seat')}. First choices come first, in the order of words.")
+        self.play(FadeIn(words, *rooms.parts(), lane, beside), run_time=theme.QUICK)
+        dropped = trace.dropped.values
+        first = next((token for token in range(count) if dropped[token, 0]), count)
+        self.arrive(rooms, words, [(token, 0) for token in range(first)], pace=0.34)
+        if first < count:
+            self.say("This one finds its room full.")
+            self.arrive(rooms, words, [(first, 0)], pace=1.6)
+            self.arrive(rooms, words, [(token, 0) for token in range(first + 1, count)], pace=0.34)
+        for choice in range(1, top_k):
+            if choice == 1:
+                self.say("Then the second choices, while seats last.")
+            self.arrive(rooms, words, [(token, choice) for token in range(count)], pace=0.24)
+        lost, asked = trace.num_dropped, trace.num_assignments
+        bypassed = [token for token in range(count) if dropped[token].all()]
+        if bypassed:
+            self.say("A word that got no seat at all passes by, unchanged.")
+            for token in bypassed:
+                self.bypass(words, token, lane)
+        note = Label(f"{lost:d} of {asked:d} found no seat", size=0.26, bold=True, color=theme.LOSS)
+        self.play(FadeIn(note.move_to([-1.4, 1.75, 0])), run_time=0.4)
+        self.hold(0.3)
+        self.finish_beat()
+        self.clear_stage()
+        self.turned_away()
+
+    def arrive(self, rooms: Rooms, words: TokenRow, asking: list[tuple[int, int]], *, pace: float) -> None:
+        """Let words go to the rooms of their choice one after the other; who finds no seat turns red and is gone."""
+        if not asking:
+            return
+        trace = self.trace
+        tiles, places, seats, sent_off = [], [], [], []
+        for token, choice in asking:
+            expert, seat = int(trace.indices[token, choice]), int(trace.slot[token, choice])
+            tile = rooms.guest(words, token)
+            tiles.append(tile)
+            if seat < 0:
+                places.append(rooms.door(expert))
+                sent_off.append(tile)
+            else:
+                places.append(rooms.seat(expert, seat))
+                seats.append(rooms.slot(expert, seat))
+        self.play(Stream(tiles, places, lag=0.4), run_time=pace * (0.6 + 0.4 * len(asking)) * 1.6)
+        rooms.map.show(seats)
+        self.remove(*(tile for tile in tiles if tile not in sent_off))
+        if sent_off:
+            self.play(*(tile.animate.paint(0, "LOSS") for tile in sent_off), run_time=0.25)
+            self.play(*(tile.animate.shift(0.25 * UP).set_opacity(0) for tile in sent_off), run_time=0.35)
+            self.remove(*sent_off)
+
+    def bypass(self, words: TokenRow, token: int, lane: Stroke) -> None:
+        """Let a word go down the lane past the experts."""
+        tile = words.tile(token).paint(0, "LOSS")
+        words.recede(token)
+        self.add(tile)
+        self.play(tile.animate.move_to(lane.get_top()), run_time=0.6)
+        self.play(tile.animate.move_to(lane.get_bottom() + 0.3 * UP), run_time=0.9)
+
+    def turned_away(self) -> None:
+        """Show how many assignments find no seat as rooms grow, with and without balance."""
+        trace = self.trace
+        factors = trace.capacity_factors
+        top = 1.08 * largest(trace.dropped_share_free, trace.dropped_share_aux, trace.dropped_share_bias)
+        chart = Chart(
+            8.2, 3.7, x=(0.45, 2.05), y=(0, top), x_ticks=[0.5, 1, 1.5, 2], y_ticks=[0, 0.2, 0.4], x_format="g",
+            y_format=".0%", x_label="seats, as a share of an even load", y_label="turned away, on unseen texts",
+        ).move_to([-0.6, 0.2, 0])  # fmt: skip
+        shares = {
+            "free": trace.dropped_share_free, "aux": trace.dropped_share_aux, "bias": trace.dropped_share_bias,
+        }  # fmt: skip
+        numbers = [
+            chart.curve(factors, shares[run], role=RUNS[run][1], line=theme.THICK, dots=0.09, drawn=0) for run in RUNS
+        ]
+        key = [
+            Label(words, size=0.26, bold=True, color=getattr(theme, role)).move_to(
+                chart.get_right() + [-3.2, 1.4 - 0.55 * k, 0], aligned_edge=LEFT
+            )
+            for k, (words, role) in enumerate(RUNS.values())
+        ]
+        self.say("The more even the load, the fewer are turned away.")
+        self.play(FadeIn(chart), run_time=0.4)
+        for number, label in zip(numbers, key, strict=True):
+            self.play(chart.animate(rate_func=linear).draw_curve(number), FadeIn(label), run_time=0.8)
+
+    # -- chapter 7 --------------------------------------------------------------------------------------------------
+
+    @chapter("Who does what")
+    def who_does_what(self):
+        """Experts split the work, seldom along human lines."""
+        trace = self.trace
+        count = len(trace.expert_names)
+        small = count <= 8
+        cell = (min(0.64, 4.9 / count), 0.46)
+        limit = largest(trace.class_by_expert)
+        real = TensorGrid(
+            trace.class_by_expert, cell=cell, map="WEIGHT", limit=limit, number=".0%" if small else None
+        ).move_to([-2.1, 0.2, 0])  # fmt: skip
+        names = RowNames(trace.class_names, real)
+        letters = self.column_names(real)
+        rows = Label("share of each class of words that an expert gets", color=theme.MUTED)
+        rows.move_to([-6.5, 2.75, 0], aligned_edge=LEFT)
+        self.say("Which words does each expert get?")
+        self.play(FadeIn(names, *letters, rows), run_time=0.4)
+        real.hide()
+        self.add(real)
+        self.play(ColumnByColumn(real), run_time=1.8)
+        found = self.bits(trace.specialization_bits, real, "known of its expert, from a word’s class")
+        self.play(FadeIn(*found), run_time=0.4)
+        self.hold(0.5)
+        self.say("Shuffle the classes, and the pattern is gone: it was real.")
+        copy = real.copy()
+        self.add(copy)
+        to = [4.0, 0.2, 0]
+        self.play(copy.animate.move_to(to), run_time=0.7)
+        self.play(copy.animate.set_values(trace.class_by_expert_shuffled), run_time=0.9)
+        chance = self.bits(trace.specialization_shuffled_bits, copy, "after shuffling")
+        self.play(FadeIn(*chance, *self.column_names(copy)), run_time=0.4)
+        self.finish_beat()
+        self.clear_stage()
+        self.what_tells()
+
+    def column_names(self, grid: TensorGrid) -> list[Label]:
+        """Return the letters of the experts above their columns."""
+        return [
+            Label(f"{name}", bold=True, color=theme.MUTED).move_to(
+                grid.cell_center(0, k) + (0.5 * grid.cell[1] + 0.26) * UP
+            )
+            for k, name in enumerate(self.trace.expert_names)
+        ]
+
+    def bits(self, value: Any, grid: TensorGrid, words: str) -> list[Label]:
+        """Return how many bits a label tells about the expert, below a grid."""
+        number = Label(f"{value:.2f} bits", size=0.3, bold=True).next_to(grid, DOWN, buff=0.3).align_to(grid, LEFT)
+        return [number, Label(words, color=theme.MUTED).next_to(number, DOWN, buff=0.18).align_to(grid, LEFT)]
+
+    def what_tells(self) -> None:
+        """Compare what several labels tell about the expert."""
+        labels = self.trace.labels
+        bars = Bars(
+            labels.bits, length=6.2, step=0.92, thickness=0.5, role="WEIGHT", number=".2f", number_size=0.26,
+            names=labels.name, name_size=0.26,
+        ).move_to([0.9, -0.1, 0]).hide()  # fmt: skip
+        title = Label("bits that a label tells about the expert", color=theme.MUTED)
+        title.next_to(bars, UP, buff=0.25).align_to(bars, LEFT)
+        self.say("Experts split the work, seldom along human lines.")
+        self.add(bars)
+        self.play(FadeIn(title), run_time=0.3)
+        for k in range(len(labels.name)):
+            self.play(bars.animate.show(k), run_time=0.5)
+
+    # -- chapter 8 --------------------------------------------------------------------------------------------------
+
+    @chapter("The bill")
+    def the_bill(self):
+        """Own much, use little."""
+        trace = self.trace
+        tiny, large = 0, 1
+        self.say("The tiny model owns all experts, but a word uses only a few.")
+        squares = self.owned(tiny, side=3.4, x=-4.7)
+        self.run_squares(squares)
+        self.say("Does it pay? Loss on unseen texts, in nats a word:")
+        rows = self.losses()
+        for label, bar in rows:
+            self.add(bar)
+            self.play(FadeIn(label), bar.animate.show(), run_time=0.45)
+        spread = Label(f"two seeds of one model differ by {trace.loss_seed_spread:.2f}", color=theme.MUTED)
+        spread.next_to(rows[-1][1], DOWN, buff=0.3).align_to(rows[-1][1], LEFT)
+        self.play(FadeIn(spread), run_time=0.3)
+        gain = float(trace.eval_loss["dense_active"]) - float(trace.eval_loss["aux"])
+        self.say(
+            "Here it does not: more weights at the same cost gain nothing yet."
+            if gain < float(trace.loss_seed_spread)
+            else "It does: more weights at the same cost lower the loss."
+        )
+        self.finish_beat()
+        self.clear_stage()
+        self.say("In a large model it is what makes size affordable.")
+        self.run_squares(self.owned(large, side=4.6, x=-3.6))
+        self.say("Own much, use little.")
+
+    def owned(self, model: int, *, side: float, x: float) -> list[Any]:
+        """Return a model's weights as squares, and their numbers: name, squares, owned and used."""
+        counts = self.trace.counts
+        squares = Squares((counts.total[model], counts.active[model]), side=side, roles=("FROZEN", "WEIGHT"))
+        squares.move_to([x, 0.1, 0]).hide()
+        name = Label(f"{counts.name[model]}", size=0.3, bold=True).next_to(squares, UP, buff=0.25)
+        name.align_to(squares, LEFT)
+        big = model > 0
+        size = theme.BIG_NUMBER if big else 0.3
+        texts = [
+            (f"{counts.total[model]:,d}", "weights owned", theme.FROZEN),
+            (f"{counts.active[model]:,d}", f"used for a word: {counts.active_share[model]:.0%}", theme.WEIGHT),
+        ]
+        labels = []
+        for k, (number, words, color) in enumerate(texts):
+            if big:
+                place = squares.get_right() + [0.9, 1.2 - 2.2 * k, 0]
+                value = Label(number, size=0.5, bold=True, color=color).move_to(place, aligned_edge=LEFT)
+                label = Label(words, size=0.26, color=theme.MUTED).next_to(value, DOWN, buff=0.25)
+                label.align_to(value, LEFT)
+            else:
+                place = squares.get_bottom() + [-side / 2, -0.35 - 0.45 * k, 0]
+                value = Label(number, size=0.24, bold=True, color=color).move_to(place, aligned_edge=LEFT)
+                label = Label(words, color=theme.MUTED).next_to(value, RIGHT, buff=0.2).align_to(value, DOWN)
+            labels.append((value, label))
+        return [name, squares, labels]
+
+    def run_squares(self, parts: list[Any]) -> None:
+        """Let what is owned appear, and what is used in its corner."""
+        name, squares, labels = parts
+        self.add(squares)
+        self.play(FadeIn(name), squares.animate.show(0), FadeIn(*labels[0]), run_time=0.9)
+        self.play(squares.animate.show(1), FadeIn(*labels[1]), run_time=0.9)
+        self.hold(0.4)
+
+    def losses(self) -> list[tuple[Label, Bars]]:
+        """Return each run with the bar of its loss."""
+        trace = self.trace
+        top = max(float(trace.eval_loss[run]) for _, run, _ in LOSSES)
+        rows, y = [], 2.3
+        for words, run, role in LOSSES:
+            bar = Bars(
+                trace.eval_loss[run].reshape(1), limit=top, length=6.6, step=0.42, role=role, number=".2f",
+                number_size=0.24,
+            ).move_to([2.0, y - 0.42, 0]).hide()  # fmt: skip
+            rows.append((Label(words).next_to(bar, UP, buff=0.06).align_to(bar, LEFT), bar))
+            y -= 0.94
+        return rows
+
+    # -- the loop ---------------------------------------------------------------------------------------------------
+
+    @loop
+    def route(self):
+        """Send every word to its experts, and let one mixed result come back."""
+        trace = self.trace
+        count, top_k = trace.indices.shape
+        words = TokenRow(trace.tokens, size=0.26, height=0.56).move_to([0, 3.0, 0])
+        words = words.scale(min(1.0, 13.0 / words.width))
+        rooms = Rooms(
+            trace.tokens, trace.queue_token, trace.queue_taken, names=trace.expert_names, width=12.8, height=3.6,
+            foot=[0, -2.85, 0], size=0.28,
+        )  # fmt: skip
+        title = Label("experts", size=0.26, bold=True, color=theme.MUTED).move_to([0, -3.55, 0])
+        self.add(words, *rooms.parts())
+        self.hold(0.4)
+        tops = [frame.get_top() for frame in rooms.frames]
+        for token in range(count):
+            links = Links(trace.gates[token], [words.tile_center(token) + 0.28 * DOWN], tops, limit=1.0, role="SCORE")
+            tiles = [rooms.guest(words, token) for _ in range(top_k)]
+            slots = [(int(trace.indices[token, c]), int(trace.queue_slot[token, c])) for c in range(top_k)]
+            places = [rooms.seat(expert, seat) for expert, seat in slots]
+            self.play(FadeIn(links), words.animate.recede(token), run_time=0.12)
+            self.play(Stream(tiles, places, lag=0.0), run_time=0.22)
+            rooms.map.show([rooms.slot(expert, seat) for expert, seat in slots])
+            self.remove(links, *tiles)
+        self.hold(0.5)
+        self.hold(0.3)
