@@ -13,7 +13,7 @@ from scenes.kit.formula import Formula
 from scenes.kit.label import Label, Readout, counted
 from scenes.kit.links import Links
 from scenes.kit.mixing_plane import MixingPlane
-from scenes.kit.motion import ColumnByColumn, Stream
+from scenes.kit.motion import ColumnByColumn, RowByRow, Stream
 from scenes.kit.shapes import Frame, Stroke, arrow
 from scenes.kit.squares import Squares
 from scenes.kit.tensor_grid import TensorGrid, largest
@@ -71,18 +71,20 @@ class MixtureOfExperts(TopicScene):
         trace, shown = self.trace, self.shown
         height = self.row_height(0.42, 3.36)
         cell = (0.16, height)
-        words = self.sentence(2.55)
+        words = self.sentence(2.65)
         router = TensorGrid(trace.router_weight, cell=cell, number=None, role="WEIGHT").move_to([-2.75, -0.72, 0])
         names = RowNames(trace.expert_names, router, size=0.22)
         strip = TensorGrid(trace.hidden[shown], cell=(cell[0], 0.36), number=None, role="INPUT")
-        strip.move_to([router.get_center()[0], 1.72, 0])
+        strip.move_to([router.get_center()[0], 1.85, 0])
         scores = Bars(
             trace.logits[shown], limit=largest(trace.logits[shown]), signed=True, length=4.4, step=height,
             number="+.2f", number_size=min(0.22, 0.7 * height),
         ).move_to([3.7, router.get_center()[1], 0]).hide()  # fmt: skip
-        vector = Label("its vector", color=theme.INPUT, bold=True).next_to(strip, LEFT, buff=0.25)
+        vector = Label("its vector", color=theme.INPUT, bold=True).next_to(strip, RIGHT, buff=0.25)
         title = Label("router: a row for each expert", color=theme.WEIGHT, bold=True).next_to(router, UP, buff=0.2)
         score = Label("score", color=theme.SCORE, bold=True).move_to([3.7, title.get_center()[1], 0])
+        law = Formula("{{ h_i : h }} = {{ x : x }} dot {{ w_i : w }}", size=0.34, h="SCORE", x="INPUT", w="WEIGHT")
+        law.move_to([3.7, 1.85, 0])
         self.say("Follow one word. Its vector goes to the router.")
         self.play(FadeIn(words), run_time=theme.QUICK)
         others = [k for k in range(len(words.tokens)) if k != shown]
@@ -107,7 +109,7 @@ class MixtureOfExperts(TopicScene):
             product = TensorGrid(trace.products[row], cell=cell, number=None, limit=limit, role="SCORE")
             product.move_to(router.row_center(row)).hide()
             self.add(product)
-            arriving = [FadeIn(score)] if row == 0 else []
+            arriving = [FadeIn(score, law)] if row == 0 else []
             self.play(ColumnByColumn(product), *arriving, run_time=0.9 * pace)
         self.play(*self.collapse(product, scores, router.rows - 1), FadeOut(strip_copy), run_time=0.5)
 
@@ -129,7 +131,7 @@ class MixtureOfExperts(TopicScene):
         bars = Bars(
             trace.logits[shown], limit=largest(trace.logits[shown]), signed=True, length=length, step=height,
             number="+.2f", number_size=min(0.22, 0.7 * height), names=trace.expert_names, name_size=0.24,
-        ).move_to([left + length / 2, 0.45, 0])  # fmt: skip
+        ).move_to([left + length / 2, 0.5, 0])  # fmt: skip
         titles = [
             Label(words, color=theme.SCORE, bold=True).move_to([left, 2.6, 0], aligned_edge=LEFT)
             for words in ("scores of the experts", "probabilities", "weights of the chosen experts")
@@ -139,6 +141,7 @@ class MixtureOfExperts(TopicScene):
         self.add(bars, titles[0])
         self.say("Softmax turns scores into probabilities.")
         self.hold(0.4)
+        bars.number = ".2f"
         self.play(
             bars.animate.set_values(trace.probs[shown], limit=1.0, signed=False), FadeOut(titles[0]),
             FadeIn(titles[1], softmax), run_time=1.4,
@@ -159,7 +162,8 @@ class MixtureOfExperts(TopicScene):
             "Its probability is its weight." if alone else "The rest is drained, and the chosen are scaled up to a whole."
         )
         bars.leave_ghosts()
-        bar = SharedBar(trace.weights[shown], left=[left, -2.2, 0], length=length)
+        bars.number = None
+        bar = SharedBar(trace.weights[shown], left=[left, -2.05, 0], length=length)
         rescale = Formula("{{ g_i : g }} = p_i / (sum_(j in T) p_j)", size=0.3, g="TEXT")
         rescale.move_to([3.0, -1.0, 0], aligned_edge=LEFT)
         arriving = [] if alone else [FadeIn(rescale)]
@@ -175,7 +179,7 @@ class MixtureOfExperts(TopicScene):
             self.play(piece.animate.move_to((start + end) / 2).stretch_to_fit_height(bar.pieces[k].height), run_time=0.6)
         self.add(*bar.pieces)
         self.remove(*flying)
-        self.hold(0.3)
+        self.play(FadeIn(*bar.written(trace.weights[shown], self.chosen_names())), run_time=0.3)
 
     # -- chapters 3 and 4 -------------------------------------------------------------------------------------------
 
@@ -208,21 +212,25 @@ class MixtureOfExperts(TopicScene):
         """The output is a weighted average of what the chosen experts answer."""
         trace, shown, chosen = self.trace, self.shown, self.chosen
         alone = len(chosen) == 1
-        strip = TensorGrid(trace.hidden[shown], cell=(0.16, 0.34), number=None, role="INPUT").move_to([-3.75, 2.5, 0])
-        rooms, letters = self.small_rooms(y=1.55)
-        outputs, pitch = [], min(0.75, 2.3 / len(chosen))
+        strip = TensorGrid(trace.hidden[shown], cell=(0.16, 0.34), number=None, role="INPUT").move_to([-3.75, 2.3, 0])
+        heads = [
+            Label(text, color=theme.MUTED).move_to([-6.3, y, 0], aligned_edge=LEFT)
+            for text, y in (("the word’s vector", 2.72), ("experts", 1.78), ("answers of the chosen", 0.68))
+        ]
+        rooms, letters = self.small_rooms(y=1.3)
+        outputs, pitch = [], min(0.6, 1.9 / len(chosen))
         for k in range(len(chosen)):
             grid = TensorGrid(
                 trace.expert_outputs[shown, k], cell=(0.16, min(0.34, 0.6 * pitch)), number=None,
                 limit=largest(trace.expert_outputs[shown]), role=CHOICES[k],
             )  # fmt: skip
-            outputs.append(grid.move_to([-3.75, 0.72 - k * pitch, 0]))
+            outputs.append(grid.move_to([-3.75, 0.28 - k * pitch, 0]))
         names = [
             Label(f"{name}", size=0.24, bold=True, color=getattr(theme, CHOICES[k])).next_to(grid, RIGHT, buff=0.25)
             for k, (name, grid) in enumerate(zip(self.chosen_names(), outputs, strict=True))
         ]
         self.say("The vector enters only the chosen experts." if not alone else "The vector enters only one expert.")
-        self.play(FadeIn(strip, *rooms, *letters), run_time=theme.QUICK)
+        self.play(FadeIn(strip, *rooms, *letters, *heads[:2]), run_time=theme.QUICK)
         copies = [strip.copy() for _ in chosen]
         self.add(*copies)
         self.play(
@@ -239,13 +247,13 @@ class MixtureOfExperts(TopicScene):
                 FadeIn(grid, target_position=rooms[expert], scale=0.1)
                 for grid, expert in zip(outputs, chosen, strict=True)
             ),
-            FadeIn(*names), run_time=0.8,
+            FadeIn(*names, heads[2]), run_time=0.8,
         )  # fmt: skip
         plane = self.plane(trace.plane[shown, 0])
         plane.seen = np.array(0.0)
         tips = self.tip_names(plane)
         if not alone:
-            self.say("Two answers span a plane; in it, their lengths and angle are true.")
+            self.say("In their common plane, lengths and angle are true.")
         self.add(plane)
         for k, grid in enumerate(outputs):
             moving = grid.copy()
@@ -316,48 +324,45 @@ class MixtureOfExperts(TopicScene):
         gradient = TensorGrid(
             trace.router_grad_task[shown].reshape(-1, 1), cell=(1.15, height), number="+.1g",
             number_size=min(0.2, 0.7 * height),
-        ).move_to([-1.3, 0.6, 0])  # fmt: skip
+        ).move_to([-0.95, 0.6, 0])  # fmt: skip
         heads = [
             Label(words, color=color, bold=True).move_to([x, 2.6, 0])
-            for words, color, x in (("score", theme.SCORE, -4.35), ("gradient", theme.GRADIENT, -1.3))
+            for words, color, x in (("score", theme.SCORE, -4.35), ("gradient", theme.GRADIENT, -0.95))
         ]
-        self.add(plane, *self.tip_names(plane), bar.room, *bar.pieces, *written, scores, heads[0])
-        self.say("The loss pushes the output: there it would fall fastest.")
-        self.hold(0.3)
+        output = self.output_name(plane)
+        self.add(plane, output, *self.tip_names(plane), bar.room, *bar.pieces, *written, scores, heads[0])
+        self.say("The loss pushes the output towards where it would fall fastest.")
         self.play(plane.animate.grow_push(), run_time=1.0)
         downhill = Label("against the gradient", bold=True, color=theme.GRADIENT)
         downhill.next_to(plane.place(trace.plane[shown, count + 1]), UP, buff=0.12)
         self.play(FadeIn(downhill), run_time=0.3)
         self.say(
-            "Only its shadow on the arrow can be followed by a weight."
+            "Its one weight can only follow the shadow on its arrow."
             if alone
-            else "Weights can only slide the bead along the line: they follow the shadow."
+            else "The weights can only follow its shadow on the line."
         )
         self.play(plane.animate.cast_shadow(), run_time=1.0)
-        self.hold(0.5)
+        self.hold(0.3)
         self.say(
-            "Through the softmax every score feels it, but only one expert learns."
+            "Through the softmax every score feels it, but only one expert runs and learns."
             if alone
-            else "So the scores of the chosen get opposite gradients, all others exactly none."
+            else "Only the chosen experts receive a gradient."
         )
         gradient.hide()
         self.add(gradient)
-        self.play(FadeIn(heads[1]), gradient.animate.show(rows=chosen), run_time=0.6)
-        self.play(gradient.animate.show(), run_time=0.8)
-        self.hold(0.3)
-        self.say("After a step, the better expert weighs more: the bead moves.")
+        self.play(FadeIn(heads[1]), gradient.animate.show(rows=chosen), run_time=0.5)
+        self.play(gradient.animate.show(), run_time=0.7)
+        self.say("A step later, whoever lowers the loss more weighs more.")
         scores.leave_ghosts()
         plane.leave_ghost()
-        self.play(FadeOut(*written), run_time=0.2)
+        self.play(FadeOut(output, *written), run_time=0.2)
         self.play(
             scores.animate.set_values(trace.logits_after[shown]),
             plane.animate.put(trace.output_after[shown]),
             *bar.share_out(trace.weights_after[shown]),
-            run_time=1.8,
+            run_time=1.6,
         )
         self.play(FadeIn(*bar.written(trace.weights_after[shown], self.chosen_names())), run_time=0.3)
-        self.say("Only the chosen experts receive a gradient.")
-        self.hold(0.4)
 
     # -- chapter 5 --------------------------------------------------------------------------------------------------
 
@@ -380,42 +385,39 @@ class MixtureOfExperts(TopicScene):
     def rich_get_richer(self):
         """Whoever is chosen learns and is chosen again; balance keeps all experts in work."""
         trace = self.trace
-        last = len(trace.history_steps) - 1
         free = self.load_panel("free", -2.9)
-        clock = Readout(lambda n: f"step {n:d}", trace.history_steps[0], size=0.3, bold=True)
-        clock.move_to([4.9, 2.6, 0], aligned_edge=LEFT)
-        share = Label("share of the words", color=theme.MUTED).next_to(free.bars, LEFT, buff=0.3)
+        clock = Readout(lambda n: f"step {n:d}", trace.history_steps[0], size=0.26, bold=True)
+        clock.move_to([4.9, 2.85, 0], aligned_edge=LEFT)
+        share = Label("share of the work", color=theme.MUTED).next_to(free.title, DOWN, buff=0.22)
         even = Label("even", color=theme.MUTED)
         even.next_to(free.ground.place(1, trace.even_load), RIGHT, buff=0.12)
         circle = self.circle(center=[3.4, 0.3, 0])
-        self.say("Whoever is chosen learns, scores higher, and is chosen again.")
+        self.say("Only whoever is chosen learns. Unchecked, the load drifts apart.")
         self.play(FadeIn(*free.parts(), share, even, clock), run_time=theme.QUICK)
-        self.play(LaggedStart(*(FadeIn(part) for part in circle), lag_ratio=0.5), run_time=1.8)
-        self.say("This is what each expert gets while the model trains.")
-        for record in range(1, last + 1):
-            self.play(
-                *free.go_to(record), clock.animate.set_value(trace.history_steps[record]),
-                run_time=max(0.05, 3.6 / last), rate_func=linear,
-            )  # fmt: skip
+        self.play(LaggedStart(*(FadeIn(part) for part in circle), lag_ratio=0.5), run_time=1.2)
+        self.train(clock, [free], run_time=3.2)
         least = int(np.argmin(trace.load_history_free.values[-1]))
-        poor = trace.load_history_free[last, least]
+        poor = trace.load_history_free[len(trace.history_steps) - 1, least]
         self.say(f"In the end, expert {trace.expert_names[least]} gets {poor:.1%} of the work.")
         self.play(free.bars.animate.focus(least), run_time=0.4)
-        self.hold(0.5)
         self.finish_beat()
-        self.play(FadeOut(*circle, share, even), free.bars.animate.lead(), run_time=0.4)
-        self.play(*(part.animate.shift(1.6 * LEFT) for part in free.parts()), run_time=0.6)
+        self.play(FadeOut(*circle, share, even), free.bars.animate.lead(), run_time=0.3)
+        self.play(*(part.animate.shift(1.6 * LEFT) for part in free.parts()), run_time=0.5)
         others = [self.load_panel(run, x) for run, x in (("aux", 0.0), ("bias", 4.5))]
-        self.say("Same start, but a small penalty on uneven load, or a bias on the choice alone.")
-        self.play(FadeIn(*(part for panel in others for part in panel.parts())), run_time=theme.QUICK)
-        for record in range(0, last + 1):
-            moves = [motion for panel in (free, *others) for motion in panel.go_to(record)]
-            self.play(
-                *moves, clock.animate.set_value(trace.history_steps[record]),
-                run_time=0.5 if record == 0 else max(0.05, 4.0 / last), rate_func=linear,
-            )  # fmt: skip
+        self.say("Now with a penalty on uneven load, or a bias on the choice alone.")
+        self.play(FadeIn(*(part for panel in others for part in panel.parts())), run_time=0.4)
+        self.train(clock, [free, *others], run_time=3.6)
         self.say("Unchecked, the load drifts; balance evens it.")
-        self.hold(0.4)
+
+    def train(self, clock: Readout, panels: list[LoadPanel], *, run_time: float) -> None:
+        """Let the clock run from the start of training to its end, the same one for all panels."""
+        steps = self.trace.history_steps
+        for record in range(len(steps)):
+            moves = [motion for panel in panels for motion in panel.go_to(record)]
+            self.play(
+                *moves, clock.animate.set_value(steps[record]), rate_func=linear,
+                run_time=0.3 if record == 0 else max(0.05, run_time / len(steps)),
+            )  # fmt: skip
 
     def circle(self, center: Any) -> list[Any]:
         """Return the circle in which an expert gets ahead: three words and the arrows between them."""
@@ -442,11 +444,11 @@ class MixtureOfExperts(TopicScene):
         words = self.sentence(2.55)
         rooms = Rooms(
             trace.tokens, trace.seat_token, trace.seat_taken, names=trace.expert_names, width=10.2, height=2.7,
-            foot=[-1.4, -2.1, 0],
+            foot=[-1.4, -2.1, 0], word_size=0.24,
         )  # fmt: skip
         lane = Stroke([5.3, 2.0, 0], [5.3, -2.1, 0], color=theme.MUTED, line=theme.LINE, head=0.2, dash=(0.14, 0.1))
         beside = Label("past the\nexperts", color=theme.MUTED, align=0.0).next_to(lane, RIGHT, buff=0.2)
-        self.say(f"Each expert has {counted(trace.capacity, 'seat')}. First choices come first, in the order of words.")
+        self.say(f"Each expert has {counted(trace.capacity, 'seat')}. First choices come first.")
         self.play(FadeIn(words, *rooms.parts(), lane, beside), run_time=theme.QUICK)
         dropped = trace.dropped.values
         first = next((token for token in range(count) if dropped[token, 0]), count)
@@ -462,7 +464,7 @@ class MixtureOfExperts(TopicScene):
         lost, asked = trace.num_dropped, trace.num_assignments
         bypassed = [token for token in range(count) if dropped[token].all()]
         if bypassed:
-            self.say("A word that got no seat at all passes by, unchanged.")
+            self.say("A word without any seat passes by, unchanged.")
             for token in bypassed:
                 self.bypass(words, token, lane)
         note = Label(f"{lost:d} of {asked:d} found no seat", size=0.26, bold=True, color=theme.LOSS)
@@ -478,12 +480,14 @@ class MixtureOfExperts(TopicScene):
             return
         trace = self.trace
         tiles, places, seats, sent_off = [], [], [], []
+        waiting = [0] * rooms.count
         for token, choice in asking:
             expert, seat = int(trace.indices[token, choice]), int(trace.slot[token, choice])
             tile = rooms.guest(words, token)
             tiles.append(tile)
             if seat < 0:
-                places.append(rooms.door(expert))
+                places.append(rooms.door(expert, waiting[expert]))
+                waiting[expert] += 1
                 sent_off.append(tile)
             else:
                 places.append(rooms.seat(expert, seat))
@@ -552,7 +556,7 @@ class MixtureOfExperts(TopicScene):
         real.hide()
         self.add(real)
         self.play(ColumnByColumn(real), run_time=1.8)
-        found = self.bits(trace.specialization_bits, real, "known of its expert, from a word’s class")
+        found = self.bits(trace.specialization_bits, real, "that a word’s class tells about its expert")
         self.play(FadeIn(*found), run_time=0.4)
         self.hold(0.5)
         self.say("Shuffle the classes, and the pattern is gone: it was real.")
@@ -595,6 +599,8 @@ class MixtureOfExperts(TopicScene):
         self.play(FadeIn(title), run_time=0.3)
         for k in range(len(labels.name)):
             self.play(bars.animate.show(k), run_time=0.5)
+        topic = Label("the topic", size=0.24, color=theme.MUTED).next_to(bars.tip(-1), RIGHT, buff=1.3)
+        self.play(FadeIn(topic), run_time=0.3)
 
     # -- chapter 8 --------------------------------------------------------------------------------------------------
 
@@ -606,7 +612,9 @@ class MixtureOfExperts(TopicScene):
         self.say("The tiny model owns all experts, but a word uses only a few.")
         squares = self.owned(tiny, side=3.4, x=-4.7)
         self.run_squares(squares)
-        self.say("Does it pay? Loss on unseen texts, in nats a word:")
+        self.say("Does it pay? The lower the loss, the better.")
+        title = Label("loss on unseen texts, nats a word", color=theme.MUTED).move_to([-1.3, 2.7, 0], aligned_edge=LEFT)
+        self.play(FadeIn(title), run_time=0.3)
         rows = self.losses()
         for label, bar in rows:
             self.add(bar)
@@ -622,9 +630,8 @@ class MixtureOfExperts(TopicScene):
         )
         self.finish_beat()
         self.clear_stage()
-        self.say("In a large model it is what makes size affordable.")
+        self.say("In a large model, too: own much, use little.")
         self.run_squares(self.owned(large, side=4.6, x=-3.6))
-        self.say("Own much, use little.")
 
     def owned(self, model: int, *, side: float, x: float) -> list[Any]:
         """Return a model's weights as squares, and their numbers: name, squares, owned and used."""
@@ -665,14 +672,14 @@ class MixtureOfExperts(TopicScene):
         """Return each run with the bar of its loss."""
         trace = self.trace
         top = max(float(trace.eval_loss[run]) for _, run, _ in LOSSES)
-        rows, y = [], 2.3
+        rows, y = [], 2.2
         for words, run, role in LOSSES:
             bar = Bars(
                 trace.eval_loss[run].reshape(1), limit=top, length=6.6, step=0.42, role=role, number=".2f",
                 number_size=0.24,
             ).move_to([2.0, y - 0.42, 0]).hide()  # fmt: skip
             rows.append((Label(words).next_to(bar, UP, buff=0.06).align_to(bar, LEFT), bar))
-            y -= 0.94
+            y -= 0.92
         return rows
 
     # -- the loop ---------------------------------------------------------------------------------------------------
@@ -682,24 +689,47 @@ class MixtureOfExperts(TopicScene):
         """Send every word to its experts, and let one mixed result come back."""
         trace = self.trace
         count, top_k = trace.indices.shape
-        words = TokenRow(trace.tokens, size=0.26, height=0.56).move_to([0, 3.0, 0])
+        words = TokenRow(trace.tokens, size=0.26, height=0.56).move_to([0, 2.65, 0])
         words = words.scale(min(1.0, 13.0 / words.width))
         rooms = Rooms(
-            trace.tokens, trace.queue_token, trace.queue_taken, names=trace.expert_names, width=12.8, height=3.6,
-            foot=[0, -2.85, 0], size=0.28,
+            trace.tokens, trace.queue_token, trace.queue_taken, names=trace.expert_names, width=13.0, height=3.6,
+            foot=[0, -2.5, 0], size=0.3, word_size=0.24,
         )  # fmt: skip
-        title = Label("experts", size=0.26, bold=True, color=theme.MUTED).move_to([0, -3.55, 0])
-        self.add(words, *rooms.parts())
+        sent, back = (
+            Label(text, size=0.28, bold=True, color=color).move_to([0, 3.32, 0])
+            for text, color in (
+                (
+                    f"each word goes to {trace.config.top_k:d} of {trace.config.num_experts:d} experts; "
+                    "a stronger line weighs more",
+                    theme.TEXT,
+                ),
+                ("their answers return as one mix", theme.SCORE),
+            )
+        )
+        title = Label("experts", size=0.26, color=theme.MUTED).move_to([0, -3.3, 0])
+        self.add(words, sent, title, *rooms.parts())
         self.hold(0.4)
-        tops = [frame.get_top() for frame in rooms.frames]
+        tops, guests, seats, left = [frame.get_top() for frame in rooms.frames], [], [], []
         for token in range(count):
-            links = Links(trace.gates[token], [words.tile_center(token) + 0.28 * DOWN], tops, limit=1.0, role="SCORE")
+            links = Links(trace.gates[token], [words.tile_center(token) + 0.3 * DOWN], tops, limit=1.0, role="SCORE")
             tiles = [rooms.guest(words, token) for _ in range(top_k)]
-            slots = [(int(trace.indices[token, c]), int(trace.queue_slot[token, c])) for c in range(top_k)]
+            slots = [(int(trace.indices[token, k]), int(trace.queue_slot[token, k])) for k in range(top_k)]
             places = [rooms.seat(expert, seat) for expert, seat in slots]
-            self.play(FadeIn(links), words.animate.recede(token), run_time=0.12)
-            self.play(Stream(tiles, places, lag=0.0), run_time=0.22)
+            pace = 2.0 if token < 2 else 0.8  # the first ones can be followed
+            self.play(FadeIn(links), words.animate.recede(token), run_time=0.1 * pace)
+            self.play(Stream(tiles, places, lag=0.0), run_time=0.22 * pace)
             rooms.map.show([rooms.slot(expert, seat) for expert, seat in slots])
             self.remove(links, *tiles)
+            left += [rooms.slot(expert, seat) for expert, seat in slots]
+            guests += [rooms.guest(words, token).move_to(place) for place in places]
+            seats += [words.tile_center(token)] * top_k
         self.hold(0.5)
+        self.remove(sent)
+        self.add(back)
+        emptied = RowByRow(rooms.map, left, vanish=True, rate_func=lambda t: min(1.0, 1.7 * t))  # as they leave
+        self.play(Stream(guests, seats, lag=0.06), emptied, run_time=1.4)
+        words.lead().paint(slice(None), "SCORE")
+        self.remove(*guests)
+        self.hold(0.8)
+        self.play(words.animate.paint(slice(None), "TEXT"), FadeOut(back), FadeIn(sent), run_time=0.3)
         self.hold(0.3)

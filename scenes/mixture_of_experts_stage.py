@@ -28,12 +28,12 @@ class Rooms:
         seats: traced (places, N), who sits where, -1 for nobody; `taken`, 1 where one does.
         names: of the experts.
         width, height: of all rooms together; `foot` is the middle of their lower edge.
-        size: of the names below.
+        size: of the names below; `word_size` of the words in seats.
     """
 
     def __init__(
         self, tokens: Sequence[Any], seats: Traced, taken: Traced, *, names: Sequence[Any], width: float, height: float,
-        foot: Any, size: float = 0.26,
+        foot: Any, size: float = 0.26, word_size: float = theme.LABEL,
     ) -> None:  # fmt: skip
         self.tokens = tokens
         self.rows, self.count = seats.shape
@@ -42,7 +42,7 @@ class Rooms:
         seat = (pitch - aisle, height / self.rows)
         self.map = SlotMap(
             seats[::-1].reshape(-1), taken[::-1].reshape(-1), block=1, roles=[SEATED] * len(tokens),
-            per_line=self.count, cell=seat, gap=(aisle, 0.0),
+            per_line=self.count, cell=seat, gap=(aisle, 0.0), word_size=word_size,
         ).move_to(np.asarray(foot) + height / 2 * UP).hide()  # fmt: skip
         for slot, token in enumerate(self.map.owner):
             if int(token) >= 0:
@@ -67,18 +67,13 @@ class Rooms:
         """Return the scene point in the middle of a seat."""
         return self.map.slot_center(self.slot(expert, seat))
 
-    def door(self, expert: int) -> np.ndarray:
-        """Return the scene point above a room."""
-        return self.frames[expert].get_top() + 0.3 * UP
+    def door(self, expert: int, before: int) -> np.ndarray:
+        """Return the scene point above a full room for a word that others wait before, in piles of three."""
+        return self.frames[expert].get_top() + (0.34 + 0.52 * (before % 3)) * UP
 
     def guest(self, row: TokenRow, token: int) -> TokenRow:
-        """Return a word that leaves its place in a row, as wide as a seat, still unseen."""
-        size = self.map.style.size
-        tile = TokenRow(
-            self.tokens[token : token + 1], tile=float(self.map.size[0]), height=min(0.4, float(self.map.size[1])),
-            size=size, roles=SEATED,
-        )  # fmt: skip
-        return tile.move_to(row.tile_center(token)).set_opacity(0)
+        """Return a word that is to leave its place in a row, still unseen."""
+        return row.tile(token).lead().paint(0, SEATED).set_opacity(0)
 
     def parts(self) -> list[Any]:
         """Return everything that stands there."""
@@ -152,12 +147,12 @@ class LoadPanel:
         ).move_to([x, 0.45, 0])  # fmt: skip
         self.ground = Chart(width, height, x=(0, 1), y=(0, limit)).move_to(self.bars)
         self.ground.level(even)
-        self.title = Label(title, size=0.24, bold=True, color=color).move_to([x, 2.35, 0])
+        self.title = Label(title, size=0.26, bold=True, color=color).move_to([x, 2.3, 0])
         self.line = NumberLine(
             effective[0], span=(1, count), length=width, ticks=[1, count // 2, count], tick_format="d", roles=role
         ).move_to([x, -1.55, 0])
         self.readout = Readout(lambda value: f"{value:.1f}", effective[0], size=0.36, bold=True, color=color)
-        self.words = Label("experts in effect", color=theme.MUTED)
+        self.words = Label("effective experts", color=theme.MUTED)
         self.readout.move_to([x - 1.35, -2.5, 0])
         self.words.next_to(self.readout, RIGHT, buff=0.25).align_to(self.readout, DOWN)
 

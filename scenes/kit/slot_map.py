@@ -28,6 +28,7 @@ class SlotMap(Parts):
         roles: theme role of each owner.
         block: slots in a block.
         names, counts: traced whole numbers of each block, written at its right.
+        word_size: of the words in slots.
         layout: as of `lay`.
     """
 
@@ -43,6 +44,7 @@ class SlotMap(Parts):
         looks: Sequence[str] = (EMPTY, FULL),
         names: Traced | None = None,
         counts: Traced | None = None,
+        word_size: float = theme.SMALL,
         **layout: Any,
     ) -> None:
         self.block, self.roles, self.looks = block, tuple(roles), tuple(looks)
@@ -51,7 +53,7 @@ class SlotMap(Parts):
         count = len(require_traced(state, "SlotMap"))
         if count % block:
             raise ValueError(f"{count} slots cannot be cut into blocks of {block}")
-        self.style = Style(theme.SMALL)
+        self.style = Style(word_size)
         self.words: tuple[Any, ...] = ("",) * count
         super().__init__(1.0, 1.0)
         self._take(owner, state)
