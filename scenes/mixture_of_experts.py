@@ -19,7 +19,7 @@ from scenes.kit.squares import Squares
 from scenes.kit.tensor_grid import TensorGrid, largest
 from scenes.kit.token_row import RowNames, TokenRow
 from scenes.kit.topic_scene import TopicScene, chapter, loop
-from scenes.mixture_of_experts_stage import CHOICES, LoadPanel, Rooms, SharedBar
+from scenes.mixture_of_experts_stage import CHOICES, LoadPanel, Rooms, SharedBar, beside
 
 RUNS = {"free": ("no balance", "LOSS"), "aux": ("balance loss", "WEIGHT"), "bias": ("bias on the choice", "KEY")}
 LOSSES = (
@@ -30,11 +30,11 @@ LOSSES = (
 
 
 class MixtureOfExperts(TopicScene):
-    """How can a model own 47 billion weights, use only 13 billion for each word, and not always the same ones?"""
+    """How can a model own 47 billion weights and use only 13 billion for each word?"""
 
     core = mixture_of_experts
     notation = ("47 billion", "13 billion", "Mixtral-8x7B")
-    takeaway = "A small router picks a few experts for every word and mixes them; balance keeps all of them learning."
+    takeaway = "A router picks a few experts for each word and mixes them; balance keeps all of them learning."
     loop_alt = (
         "Each word of a sentence is sent to two of eight experts, with line strength showing the router's weight, and "
         "one blended result returns."
@@ -63,6 +63,10 @@ class MixtureOfExperts(TopicScene):
         """Return the height of a row for each expert."""
         return min(most, room / len(self.trace.expert_names))
 
+    def row_text(self, height: float) -> float:
+        """Return the height of letters in such a row."""
+        return max(theme.SMALL, min(0.22, 0.5 * height))
+
     # -- chapter 1 --------------------------------------------------------------------------------------------------
 
     @chapter("Scoring")
@@ -73,12 +77,12 @@ class MixtureOfExperts(TopicScene):
         cell = (0.16, height)
         words = self.sentence(2.65)
         router = TensorGrid(trace.router_weight, cell=cell, number=None, role="WEIGHT").move_to([-2.75, -0.72, 0])
-        names = RowNames(trace.expert_names, router, size=0.22)
+        names = RowNames(trace.expert_names, router, size=self.row_text(height))
         strip = TensorGrid(trace.hidden[shown], cell=(cell[0], 0.36), number=None, role="INPUT")
         strip.move_to([router.get_center()[0], 1.85, 0])
         scores = Bars(
-            trace.logits[shown], limit=largest(trace.logits[shown]), signed=True, length=4.4, step=height,
-            number="+.2f", number_size=min(0.22, 0.7 * height),
+            trace.logits[shown], limit=largest(trace.logits[shown]), signed=True, length=3.7, step=height,
+            number="+.2f", number_size=self.row_text(height),
         ).move_to([3.7, router.get_center()[1], 0]).hide()  # fmt: skip
         vector = Label("its vector", color=theme.INPUT, bold=True).next_to(strip, RIGHT, buff=0.25)
         title = Label("router: a row for each expert", color=theme.WEIGHT, bold=True).next_to(router, UP, buff=0.2)
@@ -130,7 +134,8 @@ class MixtureOfExperts(TopicScene):
         height, length, left = self.row_height(0.46, 3.68), 6.4, -5.7
         bars = Bars(
             trace.logits[shown], limit=largest(trace.logits[shown]), signed=True, length=length, step=height,
-            number="+.2f", number_size=min(0.22, 0.7 * height), names=trace.expert_names, name_size=0.24,
+            number="+.2f", number_size=self.row_text(height),
+            names=trace.expert_names, name_size=self.row_text(height),
         ).move_to([left + length / 2, 0.5, 0])  # fmt: skip
         titles = [
             Label(words, color=theme.SCORE, bold=True).move_to([left, 2.6, 0], aligned_edge=LEFT)
@@ -142,10 +147,10 @@ class MixtureOfExperts(TopicScene):
         self.say("Softmax turns scores into probabilities.")
         self.hold(0.4)
         bars.number = ".2f"
-        self.play(
-            bars.animate.set_values(trace.probs[shown], limit=1.0, signed=False), FadeOut(titles[0]),
-            FadeIn(titles[1], softmax), run_time=1.4,
-        )  # fmt: skip
+        probs = trace.probs[shown]
+        self.play(bars.animate.set_values(probs, limit=0.5), FadeOut(titles[0]), FadeIn(softmax), run_time=1.0)
+        # half the room, half the limit: the bars keep their lengths on the way to the edge
+        self.play(bars.animate.set_values(probs, limit=1.0, signed=False), FadeIn(titles[1]), run_time=0.6)
         count = trace.config.top_k
         alone = len(chosen) == 1
         self.say("Only the best one will run." if alone else f"Only the top {count:d} will run.")
@@ -159,7 +164,9 @@ class MixtureOfExperts(TopicScene):
         self.play(bars.animate.recede(others), FadeIn(together, kept), run_time=0.6)
         self.hold(0.4)
         self.say(
-            "Its probability is its weight." if alone else "The rest is drained, and the chosen are scaled up to a whole."
+            "Its probability is its weight."
+            if alone
+            else "The rest is drained, and the chosen are scaled up to a whole."
         )
         bars.leave_ghosts()
         bars.number = None
@@ -168,7 +175,7 @@ class MixtureOfExperts(TopicScene):
         rescale.move_to([3.0, -1.0, 0], aligned_edge=LEFT)
         arriving = [] if alone else [FadeIn(rescale)]
         self.play(
-            bars.animate.set_values(trace.gates[shown]), FadeOut(titles[1]), FadeIn(titles[2]), *arriving, run_time=1.4
+            bars.animate.set_values(trace.gates[shown]), FadeOut(titles[1]), FadeIn(titles[2]), *arriving, run_time=1.3
         )
         flying = [bars.bar(expert) for expert in chosen]
         self.add(*flying)
@@ -176,7 +183,8 @@ class MixtureOfExperts(TopicScene):
         self.play(FadeIn(bar.room, whole), run_time=0.3)
         for k, piece in enumerate(flying):
             start, end = bar.pieces[k].to_scene(-length / 2, 0), bar.pieces[k].tip(0)
-            self.play(piece.animate.move_to((start + end) / 2).stretch_to_fit_height(bar.pieces[k].height), run_time=0.6)
+            there = piece.animate.move_to((start + end) / 2).stretch_to_fit_height(bar.pieces[k].height)
+            self.play(there, run_time=0.6)
         self.add(*bar.pieces)
         self.remove(*flying)
         self.play(FadeIn(*bar.written(trace.weights[shown], self.chosen_names())), run_time=0.3)
@@ -188,7 +196,7 @@ class MixtureOfExperts(TopicScene):
         trace, shown, count = self.trace, self.shown, len(self.chosen)
         points = np.array([(0.0, 0.0), *np.asarray(trace.plane[shown]), np.asarray(trace.shadow[shown])])
         wide, high = points.max(axis=0) - points.min(axis=0)
-        unit = min(4.5 / max(high, 1e-6), 5.9 / wide)
+        unit = min(4.5 / max(high, 1e-6), 5.4 / wide)
         return MixingPlane(
             trace.plane[shown, :count], trace.plane[shown, count], push=trace.plane[shown, count + 1],
             shadow=trace.shadow[shown], roles=CHOICES[:count], unit=unit,
@@ -218,7 +226,7 @@ class MixtureOfExperts(TopicScene):
             for text, y in (("the word’s vector", 2.72), ("experts", 1.78), ("answers of the chosen", 0.68))
         ]
         rooms, letters = self.small_rooms(y=1.3)
-        outputs, pitch = [], min(0.6, 1.9 / len(chosen))
+        outputs, pitch = [], min(0.6, 1.55 / len(chosen))
         for k in range(len(chosen)):
             grid = TensorGrid(
                 trace.expert_outputs[shown, k], cell=(0.16, min(0.34, 0.6 * pitch)), number=None,
@@ -273,9 +281,7 @@ class MixtureOfExperts(TopicScene):
         arrives = plane.animate.connect().put(trace.plane[shown, 0])
         self.play(FadeIn(bar.room, title, *bar.pieces), arrives, run_time=theme.QUICK)
         for stop in range(1, len(trace.mix_gates)):
-            self.play(
-                *bar.share_out(trace.mix_gates[stop]), plane.animate.put(trace.plane[shown, stop]), run_time=1.3
-            )
+            self.play(*bar.share_out(trace.mix_gates[stop]), plane.animate.put(trace.plane[shown, stop]), run_time=1.3)
             self.hold(0.2)
         written = bar.written(trace.weights[shown], self.chosen_names())
         self.play(FadeIn(*written, self.output_name(plane)), *self.lost(), run_time=0.4)
@@ -316,25 +322,27 @@ class MixtureOfExperts(TopicScene):
         written = bar.written(trace.weights[shown], self.chosen_names())
         scores = Bars(
             trace.logits[shown], limit=largest(trace.logits[shown], trace.logits_after[shown]), signed=True, length=3.2,
-            step=height, number="+.2f", number_size=min(0.2, 0.7 * height), names=trace.expert_names, name_size=0.24,
+            step=height, number="+.2f", number_size=self.row_text(height),
+            names=trace.expert_names, name_size=self.row_text(height),
             role="FROZEN",
         ).move_to([-4.35, 0.6, 0])  # fmt: skip
         for k, expert in enumerate(chosen):
             scores.paint(expert, CHOICES[k])
         gradient = TensorGrid(
             trace.router_grad_task[shown].reshape(-1, 1), cell=(1.15, height), number="+.1g",
-            number_size=min(0.2, 0.7 * height),
+            number_size=self.row_text(height),
         ).move_to([-0.95, 0.6, 0])  # fmt: skip
         heads = [
             Label(words, color=color, bold=True).move_to([x, 2.6, 0])
             for words, color, x in (("score", theme.SCORE, -4.35), ("gradient", theme.GRADIENT, -0.95))
         ]
         output = self.output_name(plane)
-        self.add(plane, output, *self.tip_names(plane), bar.room, *bar.pieces, *written, scores, heads[0])
-        self.say("The loss pushes the output towards where it would fall fastest.")
+        tips = self.tip_names(plane)
+        self.add(plane, output, *tips, bar.room, *bar.pieces, *written, scores, heads[0])
+        self.say("The loss pushes the output where it would fall fastest.")
         self.play(plane.animate.grow_push(), run_time=1.0)
         downhill = Label("against the gradient", bold=True, color=theme.GRADIENT)
-        downhill.next_to(plane.place(trace.plane[shown, count + 1]), UP, buff=0.12)
+        beside(downhill, plane.place(trace.plane[shown, count + 1]), [*tips, output])
         self.play(FadeIn(downhill), run_time=0.3)
         self.say(
             "Its one weight can only follow the shadow on its arrow."
@@ -441,15 +449,15 @@ class MixtureOfExperts(TopicScene):
         """Each expert has limited seats; late words go without."""
         trace = self.trace
         count, top_k = trace.indices.shape
-        words = self.sentence(2.55)
+        words = self.sentence(2.55).shift(1.4 * LEFT)
         rooms = Rooms(
             trace.tokens, trace.seat_token, trace.seat_taken, names=trace.expert_names, width=10.2, height=2.7,
             foot=[-1.4, -2.1, 0], word_size=0.24,
         )  # fmt: skip
         lane = Stroke([5.3, 2.0, 0], [5.3, -2.1, 0], color=theme.MUTED, line=theme.LINE, head=0.2, dash=(0.14, 0.1))
-        beside = Label("past the\nexperts", color=theme.MUTED, align=0.0).next_to(lane, RIGHT, buff=0.2)
+        past = Label("past the experts", color=theme.MUTED).move_to([5.3, 2.55, 0])
         self.say(f"Each expert has {counted(trace.capacity, 'seat')}. First choices come first.")
-        self.play(FadeIn(words, *rooms.parts(), lane, beside), run_time=theme.QUICK)
+        self.play(FadeIn(words, *rooms.parts(), lane, past), run_time=theme.QUICK)
         dropped = trace.dropped.values
         first = next((token for token in range(count) if dropped[token, 0]), count)
         self.arrive(rooms, words, [(token, 0) for token in range(first)], pace=0.34)
@@ -460,13 +468,13 @@ class MixtureOfExperts(TopicScene):
         for choice in range(1, top_k):
             if choice == 1:
                 self.say("Then the second choices, while seats last.")
-            self.arrive(rooms, words, [(token, choice) for token in range(count)], pace=0.24)
+            self.arrive(rooms, words, [(token, choice) for token in range(count)], pace=0.24 / (top_k - 1))
         lost, asked = trace.num_dropped, trace.num_assignments
         bypassed = [token for token in range(count) if dropped[token].all()]
         if bypassed:
             self.say("A word without any seat passes by, unchanged.")
-            for token in bypassed:
-                self.bypass(words, token, lane)
+            for order, token in enumerate(bypassed):
+                self.bypass(words, token, lane, order, run_time=min(1.5, 4.0 / len(bypassed)))
         note = Label(f"{lost:d} of {asked:d} found no seat", size=0.26, bold=True, color=theme.LOSS)
         self.play(FadeIn(note.move_to([-1.4, 1.75, 0])), run_time=0.4)
         self.hold(0.3)
@@ -479,34 +487,48 @@ class MixtureOfExperts(TopicScene):
         if not asking:
             return
         trace = self.trace
-        tiles, places, seats, sent_off = [], [], [], []
-        waiting = [0] * rooms.count
-        for token, choice in asking:
+        tiles, places, turned = [], [], [0] * rooms.count
+        seats: dict[int, int] = {}  # of the words that find one
+        waiting: dict[tuple[int, int], int] = {}  # who stands on which level of a door
+        relieved: dict[int, int] = {}  # whose place a word takes there
+        for number, (token, choice) in enumerate(asking):
             expert, seat = int(trace.indices[token, choice]), int(trace.slot[token, choice])
-            tile = rooms.guest(words, token)
-            tiles.append(tile)
-            if seat < 0:
-                places.append(rooms.door(expert, waiting[expert]))
-                waiting[expert] += 1
-                sent_off.append(tile)
-            else:
+            tiles.append(rooms.guest(words, token))
+            if seat >= 0:
                 places.append(rooms.seat(expert, seat))
-                seats.append(rooms.slot(expert, seat))
-        self.play(Stream(tiles, places, lag=0.4), run_time=pace * (0.6 + 0.4 * len(asking)) * 1.6)
-        rooms.map.show(seats)
+                seats[number] = rooms.slot(expert, seat)
+                continue
+            level, place = rooms.door(expert, turned[expert])
+            places.append(place)
+            turned[expert] += 1
+            if (expert, level) in waiting:
+                relieved[number] = waiting[expert, level]
+            waiting[expert, level] = number
+
+        def land(number: int) -> None:
+            if number in seats:
+                tiles[number].set_opacity(0)
+                rooms.map.show(seats[number])
+            if number in relieved:
+                tiles[relieved[number]].set_opacity(0)
+
+        flight = Stream(tiles, places, lag=0.4, on_landing=land, changes=[rooms.map])
+        self.play(flight, run_time=pace * (0.6 + 0.4 * len(asking)) * 1.6)
+        sent_off = [tiles[number] for number in waiting.values()]
         self.remove(*(tile for tile in tiles if tile not in sent_off))
         if sent_off:
             self.play(*(tile.animate.paint(0, "LOSS") for tile in sent_off), run_time=0.25)
-            self.play(*(tile.animate.shift(0.25 * UP).set_opacity(0) for tile in sent_off), run_time=0.35)
+            self.hold(0.3)
+            self.play(*(tile.animate.set_opacity(0) for tile in sent_off), run_time=0.3)
             self.remove(*sent_off)
 
-    def bypass(self, words: TokenRow, token: int, lane: Stroke) -> None:
-        """Let a word go down the lane past the experts."""
+    def bypass(self, words: TokenRow, token: int, lane: Stroke, order: int, *, run_time: float) -> None:
+        """Let a word go down the lane past the experts, to those who came before."""
         tile = words.tile(token).paint(0, "LOSS")
         words.recede(token)
         self.add(tile)
-        self.play(tile.animate.move_to(lane.get_top()), run_time=0.6)
-        self.play(tile.animate.move_to(lane.get_bottom() + 0.3 * UP), run_time=0.9)
+        self.play(tile.animate.move_to(lane.get_top()), run_time=0.4 * run_time)
+        self.play(tile.animate.move_to(lane.get_bottom() + (0.3 + 0.52 * (order % 7)) * UP), run_time=0.6 * run_time)
 
     def turned_away(self) -> None:
         """Show how many assignments find no seat as rooms grow, with and without balance."""
@@ -525,7 +547,7 @@ class MixtureOfExperts(TopicScene):
         ]
         key = [
             Label(words, size=0.26, bold=True, color=getattr(theme, role)).move_to(
-                chart.get_right() + [-3.2, 1.4 - 0.55 * k, 0], aligned_edge=LEFT
+                chart.get_right() + 3.2 * LEFT + (1.4 - 0.55 * k) * UP, aligned_edge=LEFT
             )
             for k, (words, role) in enumerate(RUNS.values())
         ]
@@ -559,7 +581,7 @@ class MixtureOfExperts(TopicScene):
         found = self.bits(trace.specialization_bits, real, "that a word’s class tells about its expert")
         self.play(FadeIn(*found), run_time=0.4)
         self.hold(0.5)
-        self.say("Shuffle the classes, and the pattern is gone: it was real.")
+        self.say("Shuffled, the pattern is gone: it was real.")
         copy = real.copy()
         self.add(copy)
         to = [4.0, 0.2, 0]
@@ -589,8 +611,8 @@ class MixtureOfExperts(TopicScene):
         """Compare what several labels tell about the expert."""
         labels = self.trace.labels
         bars = Bars(
-            labels.bits, length=6.2, step=0.92, thickness=0.5, role="WEIGHT", number=".2f", number_size=0.26,
-            names=labels.name, name_size=0.26,
+            labels.bits, limit=max(0.1, largest(labels.bits)), length=6.2, step=0.92, thickness=0.5, role="WEIGHT",
+            number=".2f", number_size=0.26, names=labels.name, name_size=0.26,
         ).move_to([0.9, -0.1, 0]).hide()  # fmt: skip
         title = Label("bits that a label tells about the expert", color=theme.MUTED)
         title.next_to(bars, UP, buff=0.25).align_to(bars, LEFT)
@@ -609,7 +631,7 @@ class MixtureOfExperts(TopicScene):
         """Own much, use little."""
         trace = self.trace
         tiny, large = 0, 1
-        self.say("The tiny model owns all experts, but a word uses only a few.")
+        self.say("The tiny model owns all experts; a word uses a few.")
         squares = self.owned(tiny, side=3.4, x=-4.7)
         self.run_squares(squares)
         self.say("Does it pay? The lower the loss, the better.")
@@ -624,9 +646,14 @@ class MixtureOfExperts(TopicScene):
         self.play(FadeIn(spread), run_time=0.3)
         gain = float(trace.eval_loss["dense_active"]) - float(trace.eval_loss["aux"])
         self.say(
-            "Here it does not: more weights at the same cost gain nothing yet."
+            "Not here: more weights at the same cost gain nothing."
             if gain < float(trace.loss_seed_spread)
-            else "It does: more weights at the same cost lower the loss."
+            else "Yes: more weights at the same cost lower the loss."
+        )
+        compared = ("aux", "dense_active")
+        self.play(
+            *(bar.animate.recede() for (_, run, _), (_, bar) in zip(LOSSES, rows, strict=True) if run not in compared),
+            run_time=0.6,
         )
         self.finish_beat()
         self.clear_stage()
@@ -641,7 +668,6 @@ class MixtureOfExperts(TopicScene):
         name = Label(f"{counts.name[model]}", size=0.3, bold=True).next_to(squares, UP, buff=0.25)
         name.align_to(squares, LEFT)
         big = model > 0
-        size = theme.BIG_NUMBER if big else 0.3
         texts = [
             (f"{counts.total[model]:,d}", "weights owned", theme.FROZEN),
             (f"{counts.active[model]:,d}", f"used for a word: {counts.active_share[model]:.0%}", theme.WEIGHT),
@@ -649,12 +675,12 @@ class MixtureOfExperts(TopicScene):
         labels = []
         for k, (number, words, color) in enumerate(texts):
             if big:
-                place = squares.get_right() + [0.9, 1.2 - 2.2 * k, 0]
+                place = squares.get_right() + 0.9 * RIGHT + (1.2 - 2.2 * k) * UP
                 value = Label(number, size=0.5, bold=True, color=color).move_to(place, aligned_edge=LEFT)
                 label = Label(words, size=0.26, color=theme.MUTED).next_to(value, DOWN, buff=0.25)
                 label.align_to(value, LEFT)
             else:
-                place = squares.get_bottom() + [-side / 2, -0.35 - 0.45 * k, 0]
+                place = squares.get_bottom() + side / 2 * LEFT + (0.35 + 0.45 * k) * DOWN
                 value = Label(number, size=0.24, bold=True, color=color).move_to(place, aligned_edge=LEFT)
                 label = Label(words, color=theme.MUTED).next_to(value, RIGHT, buff=0.2).align_to(value, DOWN)
             labels.append((value, label))
@@ -726,8 +752,8 @@ class MixtureOfExperts(TopicScene):
         self.hold(0.5)
         self.remove(sent)
         self.add(back)
-        emptied = RowByRow(rooms.map, left, vanish=True, rate_func=lambda t: min(1.0, 1.7 * t))  # as they leave
-        self.play(Stream(guests, seats, lag=0.06), emptied, run_time=1.4)
+        emptied = RowByRow(rooms.map, left, vanish=True, rate_func=lambda t: min(1.0, 1.36 * t))  # as they leave
+        self.play(Stream(guests, seats, lag=0.12), emptied, run_time=1.6)
         words.lead().paint(slice(None), "SCORE")
         self.remove(*guests)
         self.hold(0.8)

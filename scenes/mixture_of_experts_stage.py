@@ -18,6 +18,23 @@ from scenes.kit.traced import Traced
 
 CHOICES = ("VALUE", "LATENT", "KEY", "QUERY")  # roles of a word's first, second … expert
 SEATED = "WEIGHT"  # of a word in a room
+EDGE = 6.55  # of the stage
+LEVELS = 3  # of words that wait above a room
+NARROW = 1.0  # width of a room whose neighbors' words would touch on one level
+
+
+def beside(label: Label, point: Any, others: Sequence[Label]) -> Label:
+    """Put a label beside a scene point, where it is on the stage and clear of other labels."""
+    for side in (UP, RIGHT, LEFT, DOWN):
+        label.next_to(point, side, buff=0.14)
+        near = any(
+            abs(label.get_x() - other.get_x()) < (label.width + other.width) / 2 + 0.1
+            and abs(label.get_y() - other.get_y()) < (label.height + other.height) / 2 + 0.1
+            for other in others
+        )
+        if not near and label.get_right()[0] < EDGE and theme.STAGE_BOTTOM < label.get_bottom()[1] < 2.8:
+            return label
+    return label
 
 
 class Rooms:
@@ -67,13 +84,16 @@ class Rooms:
         """Return the scene point in the middle of a seat."""
         return self.map.slot_center(self.slot(expert, seat))
 
-    def door(self, expert: int, before: int) -> np.ndarray:
-        """Return the scene point above a full room for a word that others wait before, in piles of three."""
-        return self.frames[expert].get_top() + (0.34 + 0.52 * (before % 3)) * UP
+    def door(self, expert: int, before: int) -> tuple[int, np.ndarray]:
+        """Return on which level and where a word waits at a full room, after so many others; levels are used again."""
+        level = before % LEVELS if self.map.size[0] > NARROW else expert % LEVELS
+        return level, self.frames[expert].get_top() + (0.34 + 0.52 * level) * UP
 
     def guest(self, row: TokenRow, token: int) -> TokenRow:
         """Return a word that is to leave its place in a row, still unseen."""
-        return row.tile(token).lead().paint(0, SEATED).set_opacity(0)
+        tile = row.tile(token).lead().paint(0, SEATED).set_opacity(0)
+        smallest = theme.SMALL / row.style.size
+        return tile.scale(max(smallest, min(1.0, float(self.map.size[0]) / tile.width)))
 
     def parts(self) -> list[Any]:
         """Return everything that stands there."""
@@ -93,9 +113,7 @@ class SharedBar:
         self.left, self.length = np.asarray(left, dtype=float), length
         self.room = Frame(length + 0.08, height + 0.04, color=theme.MUTED).move_to(self.left + length / 2 * RIGHT)
         self.pieces = [
-            Bars(
-                shares[k : k + 1], limit=1.0, length=length, step=height, thickness=0.84, role=CHOICES[k], number=None
-            )
+            Bars(shares[k : k + 1], limit=1.0, length=length, step=height, thickness=0.84, role=CHOICES[k], number=None)
             for k in range(len(shares))
         ]
         self._line_up(self.pieces)
@@ -140,7 +158,7 @@ class LoadPanel:
         x: float, color: str, role: str,
     ) -> None:  # fmt: skip
         self.loads, self.effective = loads, effective
-        count, width, height = len(names), 3.8, 2.35
+        count, width, height = len(names), 3.8, 2.6
         self.bars = Bars(
             loads[0], direction="up", limit=limit, length=height, step=width / count, thickness=0.74, role=role,
             number=None, names=names,

@@ -131,9 +131,7 @@ class MixingPlane(Parts):
             painter.circle(*start, BEAD, fill=theme.BACKGROUND, stroke=theme.MUTED, line=theme.LINE)
         if self.seen > 0:
             bead = self._at(self.bead)
-            painter.circle(
-                *bead, BEAD, fill=theme.SCORE, stroke=theme.BACKGROUND, line=0.03, opacity=float(self.seen)
-            )
+            painter.circle(*bead, BEAD, fill=theme.SCORE, stroke=theme.BACKGROUND, line=0.03, opacity=float(self.seen))
 
     def _draw_shadow(self, painter: Painter) -> None:
         start, end, foot = self._at(self.start), self._at(self.push), self._at(self.shadow)

@@ -83,16 +83,26 @@ class Stream(Animation):
 
     Args:
         lag: part of its way that a picture has gone when the next one leaves.
+        on_landing: called with the number of each picture that is in its place, in every frame from then on; what it
+            changes must be named in `changes`, so that it is drawn again.
     """
 
     def __init__(
-        self, pictures: Sequence[Picture], places: Sequence[np.ndarray], *, lag: float = 0.15, **kwargs: Any
+        self,
+        pictures: Sequence[Picture],
+        places: Sequence[np.ndarray],
+        *,
+        lag: float = 0.15,
+        on_landing: Callable[[int], None] | None = None,
+        changes: Sequence[Mobject] = (),
+        **kwargs: Any,
     ) -> None:
         if len(pictures) != len(places):
             raise ValueError(f"{len(pictures)} pictures need as many places, got {len(places)}")
         self.pictures, self.places, self.lag = list(pictures), [np.asarray(place) for place in places], lag
+        self.on_landing = on_landing
         kwargs.setdefault("rate_func", linear)
-        super().__init__(Group(*pictures), **kwargs)
+        super().__init__(Group(*pictures, *changes), **kwargs)
 
     def begin(self) -> None:
         self.starts = [picture.get_center() for picture in self.pictures]
@@ -103,6 +113,8 @@ class Stream(Animation):
         for k, (picture, start, place) in enumerate(zip(self.pictures, self.starts, self.places, strict=True)):
             share = float(np.clip(gone - k * self.lag, 0, 1))
             picture.move_to(start + (place - start) * smooth(share)).set_opacity(float(share > 0))
+            if share >= 1 - 1e-9 and self.on_landing is not None:
+                self.on_landing(k)
 
 
 def pour(rows: Sequence[Picture], target: Mobject, **kwargs: Any) -> AnimationGroup:

@@ -7,9 +7,9 @@ from scenes.kit.motion import Stream
 PLACES = [np.array([4.0, y, 0.0]) for y in (2.0, 0.0, -2.0)]
 
 
-def streaming(share, lag=0.5):
+def streaming(share, lag=0.5, **options):
     words = [Label(text) for text in ("one", "day", "the")]
-    motion = Stream(words, PLACES, lag=lag)
+    motion = Stream(words, PLACES, lag=lag, **options)
     motion.begin()
     motion.interpolate(share)
     return words
@@ -32,3 +32,10 @@ def test_a_stream_ends_with_every_word_in_its_place():
 def test_a_stream_needs_a_place_for_each_word():
     with pytest.raises(ValueError, match="1 pictures need as many places, got 3"):
         Stream([Label("one")], PLACES)
+
+
+def test_what_is_to_happen_at_the_end_of_a_way_happens_there_and_not_before():
+    for share, landed in ((0.4, []), (0.6, [0]), (0.8, [0, 1]), (1.0, [0, 1, 2])):
+        seen = []
+        streaming(share, on_landing=seen.append)
+        assert sorted(set(seen)) == landed
