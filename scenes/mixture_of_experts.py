@@ -735,7 +735,8 @@ class MixtureOfExperts(TopicScene):
         title = Label("experts", size=0.26, color=theme.MUTED).move_to([0, -3.3, 0])
         self.add(words, sent, title, *rooms.parts())
         self.hold(0.4)
-        tops, guests, seats, left = [frame.get_top() for frame in rooms.frames], [], [], []
+        tops = [frame.get_top() for frame in rooms.frames]
+        guests, homes, left = [], [], []
         for token in range(count):
             links = Links(trace.gates[token], [words.tile_center(token) + 0.3 * DOWN], tops, limit=1.0, role="SCORE")
             tiles = [rooms.guest(words, token) for _ in range(top_k)]
@@ -746,15 +747,22 @@ class MixtureOfExperts(TopicScene):
             self.play(Stream(tiles, places, lag=0.0), run_time=0.22 * pace)
             rooms.map.show([rooms.slot(expert, seat) for expert, seat in slots])
             self.remove(links, *tiles)
-            left += [rooms.slot(expert, seat) for expert, seat in slots]
             guests += [rooms.guest(words, token).move_to(place) for place in places]
-            seats += [words.tile_center(token)] * top_k
+            homes += [words.tile_center(token)] * top_k
+            left += [rooms.slot(expert, seat) for expert, seat in slots]
+
+        def land(number: int) -> None:
+            guests[number].set_opacity(0)
+            token, k = divmod(number, top_k)
+            if k == top_k - 1:  # the last answer that it waits for
+                words.lead(token).paint(token, "SCORE")
+
         self.hold(0.5)
         self.remove(sent)
         self.add(back)
         emptied = RowByRow(rooms.map, left, vanish=True, rate_func=lambda t: min(1.0, 1.36 * t))  # as they leave
-        self.play(Stream(guests, seats, lag=0.12), emptied, run_time=1.6)
-        words.lead().paint(slice(None), "SCORE")
+        back_home = Stream(guests, homes, lag=0.12, on_landing=land, changes=[words])
+        self.play(back_home, emptied, run_time=1.6)
         self.remove(*guests)
         self.hold(0.8)
         self.play(words.animate.paint(slice(None), "TEXT"), FadeOut(back), FadeIn(sent), run_time=0.3)
