@@ -205,9 +205,9 @@ class LoRA(TopicScene):
         rank = len(trace.partial_deltas)
         if rank > 1:
             self.say("The next column, times the next row, is added on top.")
-            stage.paint(self, 1, run_time=2.9 if rank == 2 else 2.0)
+            stage.paint(self, 1, run_time=2.9 if rank == 2 else 1.5)
         for k in range(2, rank):
-            stage.paint(self, k, run_time=min(0.7, 2.4 / (rank - 2)))
+            stage.paint(self, k, run_time=min(0.7, 1.4 / (rank - 2)))
         self.say("Every weight changes, but only along a few directions.")
         self.play(FadeIn(changed, words[1]), run_time=theme.QUICK)
 
@@ -353,7 +353,7 @@ class LoRA(TopicScene):
         self.play(
             LaggedStart(*(row.animate.move_to(a) for row in rows), lag_ratio=0.12),
             RowByRow(cloud, range(1, len(cloud.places))),
-            run_time=1.6,
+            run_time=1.4,
         )
         self.remove(*rows)
 
@@ -445,7 +445,7 @@ class LoRA(TopicScene):
                     for bar, norms in zip(bars, (trace.grad_norm_B, trace.grad_norm_A), strict=True)
                 ),
                 clock.animate.set_value(trace.history_steps[record]),
-                run_time=0.3 if record < 4 else 0.2,
+                run_time=0.3 if record < 4 else 0.18,
                 rate_func=linear,
             )
         self.say("Were both zero, nothing would ever move.")
@@ -562,7 +562,7 @@ class LoRA(TopicScene):
         self.unmerge(frozen, names, near, FadeIn(*near.pair, titles[0]), run_time=0.8)
         self.play(FadeOut(*near.pair, near.product, titles[0]), run_time=0.3)
         self.merge(frozen, names, far, trace.second_merged_weight, FadeOut(titles[1]), run_time=0.9)
-        self.hold(0.5)
+        self.hold(0.3)
         self.finish_beat()
         self.clear_stage()
         self.bill()
