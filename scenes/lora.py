@@ -176,7 +176,7 @@ class LoRA(TopicScene):
         columns = stage.product.columns
         law = Formula("Delta W = s thin {{ B : tall }} {{ A : wide }}", size=0.34, tall="WEIGHT", wide="WEIGHT")
         law.move_to([0, 2.3, 0]).align_to([2.6, 0, 0], LEFT)
-        scale = Label(f"s = α / rank = {trace.scaling:g}, a fixed scale", color=theme.MUTED)
+        scale = Label(f"fixed scale s = α/rank = {trace.scaling:.3g}", color=theme.MUTED)
         scale.next_to(law, DOWN, buff=0.25).align_to(law, LEFT)
         columns_of_b, rows_of_a = (counted(trace.config.r, one) for one in ("column", "row"))
         rank_label = Label(f"rank {trace.config.r:d}: {columns_of_b}, {rows_of_a}", color=theme.MUTED)
@@ -466,8 +466,14 @@ class LoRA(TopicScene):
             x_format="d", y_format=".2f", x_label="rank", y_label="loss on unseen texts, nats a word", log_x=True,
             tick_size=theme.LABEL,
         ).move_to([-2.95, 0.25, 0])  # fmt: skip
-        chart.level(trace.loss_base, label="untouched")
-        chart.level(trace.loss_full, label="all weights trained")
+        ends = [  # of the two lines, apart even where the lines lie close together
+            Label(words, color=theme.FROZEN, bold=True)
+            .next_to(chart.level(value).place(chart.x_range[1], value), RIGHT, buff=0.2)
+            .shift(0.13 * side)
+            for words, value, side in (
+                ("untouched", trace.loss_base, UP), ("all weights trained", trace.loss_full, DOWN),
+            )
+        ]  # fmt: skip
         trained = chart.curve(ranks, trace.loss_lora, role="WEIGHT", dots=0.1, line=theme.THICK, drawn=0)
         cut = chart.curve(ranks, trace.loss_truncated, role="LOSS", dots=0.1, dash=(0.12, 0.08), drawn=0)
         shares = Bars(
@@ -479,7 +485,7 @@ class LoRA(TopicScene):
         for row in rows:
             row.align_to([3.55, 0, 0], RIGHT)
         self.say("Train adapters of rising rank, and judge them on unseen texts.")
-        self.play(FadeIn(chart, title), run_time=theme.QUICK)
+        self.play(FadeIn(chart, *ends, title), run_time=theme.QUICK)
         self.add(shares)
         ours = Label("LoRA", color=theme.WEIGHT, bold=True).next_to(chart.point(trained, 0), UP + RIGHT, buff=0.12)
         for k in range(len(ranks)):
