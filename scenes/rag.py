@@ -31,6 +31,7 @@ from scenes.rag_stage import (
     Circle,
     Page,
     beside,
+    clear_of,
     heading,
     keep_inside,
     legend,
@@ -41,6 +42,7 @@ from scenes.rag_stage import (
 )
 
 READ = 3  # the last document that is read on screen, and how many the loop shows
+COMPARED = 12  # documents whose cosines have room
 
 
 class RAG(TopicScene):
@@ -88,7 +90,7 @@ class RAG(TopicScene):
         self.ask(question, weights)
         self.play(bars.animate.show(), run_time=0.6)
         wrong = mark(bars, old, f"still {trace.closed_book_old:.0%}", WRONG)
-        right = mark(bars, new, f"{trace.closed_book_true:.1%}", DOCUMENT)
+        right = clear_of(mark(bars, new, f"{trace.closed_book_true:.1%}", DOCUMENT), wrong)
         self.play(bars.animate.paint(old, WRONG), FadeIn(wrong, right), run_time=0.6)
         self.hold(0.6)
 
@@ -117,7 +119,7 @@ class RAG(TopicScene):
         bars = Bars(
             trace.lexical_running[0, shown], limit=top, length=2.2, step=0.74, thickness=0.5, role=ANSWER,
             number_size=0.22,
-        ).move_to([0, 1.57, 0], aligned_edge=UP).align_to([1.9, 0, 0], LEFT)  # fmt: skip
+        ).move_to([0, 1.57, 0], aligned_edge=UP).align_to([2.25, 0, 0], LEFT)  # fmt: skip
         signs = [
             Label("question", size=0.22, color=theme.QUERY, bold=True).next_to(question, RIGHT, buff=0.3),
             Label("documents", size=0.22, color=theme.KEY, bold=True).next_to(rows[0], UP, buff=0.22),
@@ -140,7 +142,7 @@ class RAG(TopicScene):
         color, ask = (theme.KEY, "this one") if is_found else (theme.LOSS, "which one?")
         others = [k for k in range(len(rows)) if k not in best]
         frames = [Frame.around(rows[k], pad=0.06, color=color) for k in best]
-        asks = [Label(ask, size=0.26, bold=True, color=color).next_to(bars.tip(k), RIGHT, buff=0.95) for k in best]
+        asks = [Label(ask, size=0.24, bold=True, color=color).next_to(bars.tip(k), RIGHT, buff=0.85) for k in best]
         self.play(*(rows[k].animate.recede() for k in others), bars.animate.focus(best), run_time=0.4)
         self.play(FadeIn(*frames, *asks), run_time=0.4)
         self.hold(0.8)
@@ -193,7 +195,7 @@ class RAG(TopicScene):
         top = 1.05 * largest(trace.training_loss)
         chart = Chart(
             4.4, 2.1, x=(0, float(trace.training_steps[last])), y=(0, top), x_ticks=(0, 100, 200, 300, 400),
-            y_ticks=round_ticks(0, top, 4), x_format="d", y_format=".0f", x_label="training step", y_label="loss",
+            y_ticks=round_ticks(0, top, 4), x_format="d", y_format="g", x_label="training step", y_label="loss",
         ).move_to([4.1, -1.15, 0])  # fmt: skip
         chart.level(trace.chance_loss)
         chance = Label("chance", color=theme.MUTED)
@@ -273,10 +275,11 @@ class RAG(TopicScene):
         circle = Circle(trace)
         query = circle.arrow(circle.far()).hide()
         asked = paper(trace.query_text, QUESTION, 4.8).move_to([4.1, 2.6, 0])
-        step = min(0.35, 4.2 / len(trace.doc_names))
+        shown = sorted(_order(trace.cosines)[:COMPARED])
+        best = [shown.index(k) for k in circle.best]
         bars = Bars(
-            trace.cosines, limit=1.0, signed=True, length=2.5, step=step, role=DOCUMENT, names=trace.doc_names,
-            number=".2f", name_size=max(theme.SMALL, min(theme.LABEL, 0.57 * step)),
+            trace.cosines[shown], limit=1.0, signed=True, length=2.5, step=0.35, role=DOCUMENT, number=".2f",
+            names=[trace.doc_names[k] for k in shown],
         ).move_to([0, 1.62, 0], aligned_edge=UP).align_to([3.4, 0, 0], LEFT).hide()  # fmt: skip
         title = Label("cosine with the question", size=0.22, color=theme.KEY, bold=True).next_to(bars, UP, buff=0.12)
         title.align_to([6.5, 0, 0], RIGHT)
@@ -288,9 +291,9 @@ class RAG(TopicScene):
         self.say("Retrieval is: which arrows point the same way?")
         self.play(FadeIn(title, bars), run_time=0.3)
         self.play(RowByRow(bars), run_time=1.1)
-        self.play(bars.animate.reorder(_ranks(trace.cosines)), run_time=1.0)
+        self.play(bars.animate.reorder(_ranks(trace.cosines[shown])), run_time=1.0)
         self.say(f"Open a wedge until it holds the best {counted(trace.config.top_k, 'match', 'matches')}.")
-        self.play(*self.opening(circle), bars.animate.focus(circle.best), run_time=1.8)
+        self.play(*self.opening(circle), bars.animate.focus(best), run_time=1.8)
         self.hold(0.4)
         self.say("A softmax over these few says how much each will count.")
         self.weigh(bars, circle.best)
@@ -312,11 +315,13 @@ class RAG(TopicScene):
             trace.topk_cosines, signed=True, length=bars.length, step=bars.step, role=DOCUMENT, number=".2f",
             name_size=bars.name_style.size, **looks,
         ).move_to(bars, aligned_edge=UP)  # fmt: skip
-        step = min(0.5, 2.1 / len(best))
+        top = min(-0.8, kept.get_bottom()[1] - 0.75)
+        step = min(0.5, (2.8 + top) / len(best))
         prior = Bars(
-            trace.prior, length=2.2, step=step, role=ANSWER, number=".0%", number_size=min(0.24, 0.6 * step),
-            name_size=min(0.22, 0.57 * step), **looks,
-        ).move_to([0, -0.8, 0], aligned_edge=UP).align_to([3.4, 0, 0], LEFT).hide()  # fmt: skip
+            trace.prior, length=2.2, step=step, role=ANSWER, number=".0%",
+            number_size=max(theme.SMALL, min(0.24, 0.6 * step)),
+            name_size=max(theme.SMALL, min(0.22, 0.57 * step)), **looks,
+        ).move_to([0, top, 0], aligned_edge=UP).align_to([3.4, 0, 0], LEFT).hide()  # fmt: skip
         law = Formula("p(z | x) prop exp(cos \\/ tau)", size=0.24).next_to(prior, UP, buff=0.28)
         law.align_to([1.55, 0, 0], LEFT)
         heat = Label(f"τ = {trace.config.temperature:g}", size=0.22, color=theme.MUTED).next_to(law, RIGHT, buff=0.25)
@@ -472,7 +477,7 @@ class RAG(TopicScene):
             base = 2.6 - pitch * rank - unit
             rows.append(places(trace, trace.per_doc[rank], base=base, names=(), **looks).set_x(middle))
             name = Label(f"{trace.doc_names[int(doc)]}", size=min(theme.LABEL, max(theme.SMALL, 0.5 * unit)))
-            names.append(name.move_to([-6.5, base + unit / 2, 0], aligned_edge=LEFT))
+            names.append(name.scale(min(1.0, 1.55 / name.width)).move_to([-6.5, base + unit / 2, 0], aligned_edge=LEFT))
         prior = Bars(
             trace.prior, limit=1.0, length=0.8, step=pitch, thickness=min(0.5, 0.3 / pitch), role=QUESTION,
             number=".0%", number_size=theme.LABEL,
@@ -595,12 +600,15 @@ class RAG(TopicScene):
         plug = arrow([-2.9, 1.15, 0], [-2.9, 1.85, 0], color=theme.MUTED, line=theme.THICK)
         old = self.cartridge(trace.old_doc_texts, "library A: yesterday", WRONG)
         new = self.cartridge(trace.doc_texts, "library B: today", DOCUMENT)
+        slot = Frame(6.2, 3.3, color=theme.LINES).move_to([-2.9, -0.55, 0])
+        empty = Label("no library", size=0.26, color=theme.MUTED).move_to(slot)
         self.say("About today, memory is hardly ever right.")
-        self.play(FadeIn(model, frozen, title, names[0]), run_time=theme.QUICK)
+        self.play(FadeIn(model, frozen, title, names[0], slot, empty), run_time=theme.QUICK)
         self.add(bars)
         self.play(bars.animate.show(0), run_time=0.6)
         self.say("Plug in yesterday’s library, then today’s. No weight changes.")
-        self.slide(old, 7.6 * RIGHT, 0.8)
+        self.play(FadeOut(empty), run_time=0.2)
+        self.slide(old, 7.6 * RIGHT, 0.7)
         self.play(FadeIn(plug, names[1]), bars.animate.show(1), run_time=0.6)
         self.hold(0.4)
         self.play(FadeOut(plug), run_time=0.2)
@@ -661,7 +669,7 @@ class RAG(TopicScene):
         trace = self.trace
         circle = Circle(trace, center=(CENTER[0], -0.2))
         best = circle.best[:READ]
-        title = Label("documents", size=0.28, color=theme.KEY, bold=True).move_to([CENTER[0], 3.1, 0])
+        title = Label("each document is an arrow", size=0.28, color=theme.KEY, bold=True).move_to([CENTER[0], 3.1, 0])
         query = circle.arrow(circle.far()).hide()
         asked = paper(trace.query_text, QUESTION, 5.0).move_to([3.95, 1.35, 0])
         bars = Bars(
@@ -700,7 +708,11 @@ class RAG(TopicScene):
         self.hold(0.2)
 
 
+def _order(scores: Any) -> list[int]:
+    """Return the places of the scores, the highest first."""
+    return np.argsort(-np.asarray(scores, dtype=float), kind="stable").tolist()
+
+
 def _ranks(scores: Any) -> list[int]:
-    """Return the rank of each score, the highest first."""
-    order = np.argsort(-np.asarray(scores, dtype=float), kind="stable")
-    return np.argsort(order).tolist()
+    """Return the rank of each score, 0 for the highest."""
+    return np.argsort(_order(scores)).tolist()

@@ -43,6 +43,14 @@ def keep_inside(thing: Any) -> Any:
     return thing.shift(beyond * LEFT)
 
 
+def clear_of(label: Label, other: Label) -> Label:
+    """Lift a label over another one that stands in its way."""
+    (x, y, _), (other_x, other_y, _) = label.get_center(), other.get_center()
+    is_beside = abs(x - other_x) > (label.width + other.width) / 2
+    is_apart = abs(y - other_y) > (label.height + other.height) / 2
+    return label if is_beside or is_apart else label.move_to([x, other.get_top()[1] + 0.15, 0], aligned_edge=DOWN)
+
+
 def paper(text: Any, role: str, widest: float) -> TokenRow:
     """Return a whole text as one tile that is not wider than there is room."""
     row = TokenRow((text,), roles=role, size=0.22, height=0.52)
