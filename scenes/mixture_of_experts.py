@@ -22,6 +22,9 @@ from scenes.kit.topic_scene import TopicScene, chapter, loop
 from scenes.mixture_of_experts_stage import CHOICES, LoadPanel, Rooms, SharedBar, beside
 
 RUNS = {"free": ("no balance", "LOSS"), "aux": ("balance loss", "WEIGHT"), "bias": ("bias on the choice", "KEY")}
+NOTES = {
+    "free": "share of the work", "aux": "penalty: load times probability", "bias": "idle experts get a head start",
+}  # fmt: skip
 LOSSES = (
     ("experts, no balance", "free", "WEIGHT"), ("experts, balance loss", "aux", "WEIGHT"),
     ("experts, bias on the choice", "bias", "WEIGHT"), ("dense, as wide as what a word uses", "dense_active", "FROZEN"),
@@ -173,10 +176,11 @@ class MixtureOfExperts(TopicScene):
         bar = SharedBar(trace.weights[shown], left=[left, -2.05, 0], length=length)
         rescale = Formula("{{ g_i : g }} = p_i / (sum_(j in T) p_j)", size=0.3, g="TEXT")
         rescale.move_to([3.0, -1.0, 0], aligned_edge=LEFT)
-        arriving = [] if alone else [FadeIn(rescale)]
-        self.play(
-            bars.animate.set_values(trace.gates[shown]), FadeOut(titles[1]), FadeIn(titles[2]), *arriving, run_time=1.3
-        )
+        chosen_set = Label("T: the chosen experts", color=theme.MUTED).next_to(rescale, DOWN, buff=0.2)
+        chosen_set.align_to(rescale, LEFT)
+        arriving = [] if alone else [FadeIn(rescale, chosen_set)]
+        self.play(FadeOut(titles[1]), run_time=0.2)
+        self.play(bars.animate.set_values(trace.gates[shown]), FadeIn(titles[2]), *arriving, run_time=1.3)
         flying = [bars.bar(expert) for expert in chosen]
         self.add(*flying)
         whole = Label("a whole", color=theme.MUTED).next_to(bar.room, RIGHT, buff=0.25)
@@ -343,7 +347,9 @@ class MixtureOfExperts(TopicScene):
         self.play(plane.animate.grow_push(), run_time=1.0)
         downhill = Label("against the gradient", bold=True, color=theme.GRADIENT)
         beside(downhill, plane.place(trace.plane[shown, count + 1]), [*tips, output])
-        self.play(FadeIn(downhill), run_time=0.3)
+        scale = Label(f"gradient drawn {trace.gradient_scale:,.0f} times as long", color=theme.MUTED)
+        scale.move_to([3.3, -2.75, 0])
+        self.play(FadeIn(downhill, scale), run_time=0.3)
         self.say(
             "Its one weight can only follow the shadow on its arrow."
             if alone
@@ -360,7 +366,7 @@ class MixtureOfExperts(TopicScene):
         self.add(gradient)
         self.play(FadeIn(heads[1]), gradient.animate.show(rows=chosen), run_time=0.5)
         self.play(gradient.animate.show(), run_time=0.7)
-        self.say("A step later, whoever lowers the loss more weighs more.")
+        self.say("A long step later, whoever lowers the loss more weighs more.")
         scores.leave_ghosts()
         plane.leave_ghost()
         self.play(FadeOut(output, *written), run_time=0.2)
@@ -384,7 +390,7 @@ class MixtureOfExperts(TopicScene):
         }
         title, role = RUNS[run]
         return LoadPanel(
-            title, *histories[run], names=trace.expert_names, even=trace.even_load, role=role, x=x,
+            title, NOTES[run], *histories[run], names=trace.expert_names, even=trace.even_load, role=role, x=x,
             color=getattr(theme, role),
             limit=largest(*(loads for loads, _ in histories.values())),
         )  # fmt: skip
@@ -396,12 +402,13 @@ class MixtureOfExperts(TopicScene):
         free = self.load_panel("free", -2.9)
         clock = Readout(lambda n: f"step {n:d}", trace.history_steps[0], size=0.26, bold=True)
         clock.move_to([4.9, 2.85, 0], aligned_edge=LEFT)
-        share = Label("share of the work", color=theme.MUTED).next_to(free.title, DOWN, buff=0.22)
+        meaning = Label("as if so many shared the work evenly", color=theme.MUTED)
+        meaning.next_to(free.words, RIGHT, buff=0.3).align_to(free.words, DOWN)
         even = Label("even", color=theme.MUTED)
         even.next_to(free.ground.place(1, trace.even_load), RIGHT, buff=0.12)
         circle = self.circle(center=[3.4, 0.3, 0])
         self.say("Only whoever is chosen learns. Unchecked, the load drifts apart.")
-        self.play(FadeIn(*free.parts(), share, even, clock), run_time=theme.QUICK)
+        self.play(FadeIn(*free.parts(), meaning, even, clock), run_time=theme.QUICK)
         self.play(LaggedStart(*(FadeIn(part) for part in circle), lag_ratio=0.5), run_time=1.2)
         self.train(clock, [free], run_time=3.2)
         least = int(np.argmin(trace.load_history_free.values[-1]))
@@ -409,7 +416,7 @@ class MixtureOfExperts(TopicScene):
         self.say(f"In the end, expert {trace.expert_names[least]} gets {poor:.1%} of the work.")
         self.play(free.bars.animate.focus(least), run_time=0.4)
         self.finish_beat()
-        self.play(FadeOut(*circle, share, even), free.bars.animate.lead(), run_time=0.3)
+        self.play(FadeOut(*circle, meaning, even), free.bars.animate.lead(), run_time=0.3)
         self.play(*(part.animate.shift(1.6 * LEFT) for part in free.parts()), run_time=0.5)
         others = [self.load_panel(run, x) for run, x in (("aux", 0.0), ("bias", 4.5))]
         self.say("Now with a penalty on uneven load, or a bias on the choice alone.")
@@ -762,7 +769,7 @@ class MixtureOfExperts(TopicScene):
         self.add(back)
         emptied = RowByRow(rooms.map, left, vanish=True, rate_func=lambda t: min(1.0, 1.36 * t))  # as they leave
         back_home = Stream(guests, homes, lag=0.12, on_landing=land, changes=[words])
-        self.play(back_home, emptied, run_time=1.6)
+        self.play(emptied, back_home, run_time=1.6)
         self.remove(*guests)
         self.hold(0.8)
         self.play(words.animate.paint(slice(None), "TEXT"), FadeOut(back), FadeIn(sent), run_time=0.3)

@@ -150,12 +150,13 @@ class LoadPanel:
         loads: traced (S, N); `effective` (S,).
         even: traced load of each expert if it was even.
         limit: the load whose column has the full height.
+        note: words below the title.
         x: of its middle.
     """
 
     def __init__(
-        self, title: str, loads: Traced, effective: Traced, *, names: Sequence[Any], even: Traced, limit: float,
-        x: float, color: str, role: str,
+        self, title: str, note: str, loads: Traced, effective: Traced, *, names: Sequence[Any], even: Traced,
+        limit: float, x: float, color: str, role: str,
     ) -> None:  # fmt: skip
         self.loads, self.effective = loads, effective
         count, width, height = len(names), 3.8, 2.6
@@ -169,6 +170,7 @@ class LoadPanel:
         self.line = NumberLine(
             effective[0], span=(1, count), length=width, ticks=[1, count // 2, count], tick_format="d", roles=role
         ).move_to([x, -1.55, 0])
+        self.note = Label(note, color=theme.MUTED).next_to(self.title, DOWN, buff=0.2)
         self.readout = Readout(lambda value: f"{value:.1f}", effective[0], size=0.36, bold=True, color=color)
         self.words = Label("effective experts", color=theme.MUTED)
         self.readout.move_to([x - 1.35, -2.5, 0])
@@ -176,7 +178,7 @@ class LoadPanel:
 
     def parts(self) -> list[Any]:
         """Return everything that stands there."""
-        return [self.ground, self.bars, self.title, self.line, self.readout, self.words]
+        return [self.ground, self.bars, self.title, self.note, self.line, self.readout, self.words]
 
     def go_to(self, record: int) -> list[Any]:
         """Return the motions to another record of the run."""

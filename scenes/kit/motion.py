@@ -102,7 +102,7 @@ class Stream(Animation):
         self.pictures, self.places, self.lag = list(pictures), [np.asarray(place) for place in places], lag
         self.on_landing = on_landing
         kwargs.setdefault("rate_func", linear)
-        super().__init__(Group(*pictures, *changes), **kwargs)
+        super().__init__(Group(*changes, *pictures), **kwargs)  # what flies is on top
 
     def begin(self) -> None:
         self.starts = [picture.get_center() for picture in self.pictures]
