@@ -142,7 +142,7 @@ class RAG(TopicScene):
         color, ask = (theme.KEY, "this one") if is_found else (theme.LOSS, "which one?")
         others = [k for k in range(len(rows)) if k not in best]
         frames = [Frame.around(rows[k], pad=0.06, color=color) for k in best]
-        asks = [Label(ask, size=0.24, bold=True, color=color).next_to(bars.tip(k), RIGHT, buff=0.85) for k in best]
+        asks = [Label(ask, size=0.24, bold=True, color=color).next_to(bars.tip(k), RIGHT, buff=1.0) for k in best]
         self.play(*(rows[k].animate.recede() for k in others), bars.animate.focus(best), run_time=0.4)
         self.play(FadeIn(*frames, *asks), run_time=0.4)
         self.hold(0.8)
@@ -357,7 +357,7 @@ class RAG(TopicScene):
         self.say("Sort them into cells, and look into the nearest only.")
         self.play(FadeIn(*cells, centers), run_time=0.6)
         self.play(*self.look_into(circle, cells, trace.ivf_visited), run_time=0.6)
-        words = counted(trace.config.n_probe, "cell")
+        words = f"centers, then {counted(trace.config.n_probe, 'cell')}"
         row = self.cost(trace.ivf_query_cost[probe], words, trace.ivf_found_count[probe], 0.45)
         lit = [k for k, is_in in enumerate(trace.ivf_scored) if is_in]
         self.compare(circle, trace.doc_points[lit], row, 0.9)
@@ -644,22 +644,31 @@ class RAG(TopicScene):
         about = Label("a document about something else", size=0.22, color=theme.LOSS, bold=True)
         about.next_to(document, UP, buff=0.16)
         question = question_row(trace, size=0.22, height=0.52).move_to([0, 1.5, 0])
-        bars = places(trace, trace.closed_book, base=-1.55, height=2.0)
+        bars = places(trace, trace.closed_book, base=-1.42, height=1.9)
         top = int(np.argmax(trace.wrong_doc_answer))
         self.say("But a wrong document gives a confident wrong answer.")
         self.play(FadeIn(document, about, question, bars), run_time=theme.QUICK)
         self.play(bars.animate.set_values(trace.wrong_doc_answer).paint(top, WRONG), run_time=1.0)
         self.play(FadeIn(mark(bars, top, f"{trace.wrong_doc_answer[top]:.0%}", WRONG)), run_time=0.3)
-        counts = [
-            Label(words, size=0.28, bold=True, color=getattr(theme, role)).move_to([x, -2.6, 0])
-            for words, role, x in (
-                (f"right document: {trace.accuracy_hit:.0%} right", DOCUMENT, -3.3),
-                (f"wrong document: {trace.accuracy_miss:.0%} right", WRONG, 3.3),
+        rows = [
+            self.share_right(words, share, role, y)
+            for words, share, role, y in (
+                ("right answers, right document", trace.accuracy_hit, DOCUMENT, -2.2),
+                ("right answers, wrong document", trace.accuracy_miss, WRONG, -2.62),
             )
         ]
         self.say("New facts, no training; wrong facts, wrong answer.")
-        self.play(FadeIn(*counts), run_time=0.5)
-        self.hold(0.6)
+        for words, bar in rows:
+            self.play(FadeIn(words), run_time=0.3)
+            self.add(bar)
+            self.play(bar.animate.show(), run_time=0.9)
+
+    def share_right(self, words: str, share: Any, role: str, y: float) -> tuple[Label, Bars]:
+        """Return how many answers are right, as words and a bar that is still to grow."""
+        color = getattr(theme, role)
+        bar = Bars(share.reshape(1), limit=1.0, length=4.0, step=0.42, role=role, number=".0%", number_size=0.22)
+        bar.move_to([-0.6, y, 0], aligned_edge=LEFT).hide()
+        return Label(words, size=0.22, bold=True, color=color).next_to(bar, LEFT, buff=0.25), bar
 
     # -- loop -------------------------------------------------------------------------------------------------------
 

@@ -208,7 +208,7 @@ def test_todays_library_makes_todays_answers_and_yesterdays_none(trace):
     assert list(dict.fromkeys(order)) == ["library A: yesterday", "library B: today"]
     for name, count in (("library A: yesterday", 2), ("library B: today", 3)):
         assert max(shown for names, shown in seen if names == {name}) == count
-    assert {"right document: 100% right", "wrong document: 6% right"} <= texts(scene)
+    assert [pictures(scene, Bars, field)[0].texts for field in ("accuracy_hit", "accuracy_miss")] == [["100%"], ["6%"]]
     (bars,) = pictures(scene, Bars, "wrong_doc_answer")
     assert trace.answer_words[int(np.argmax(bars.amounts))] == trace.doc_words[trace.wrong_doc][-2]
 
