@@ -772,5 +772,7 @@ class MixtureOfExperts(TopicScene):
         self.play(emptied, back_home, run_time=1.6)
         self.remove(*guests)
         self.hold(0.8)
-        self.play(words.animate.paint(slice(None), "TEXT"), FadeOut(back), FadeIn(sent), run_time=0.3)
+        self.remove(back)
+        self.add(sent)
+        self.play(words.animate.paint(slice(None), "TEXT"), run_time=0.3)
         self.hold(0.3)
