@@ -75,7 +75,9 @@ class Page:
         tokens, place = trace.reader_tokens[rank], int(trace.reader_place)
         end = place + 2  # of the document, its stop included
         self.document = TokenRow(tokens[1:end], roles=DOCUMENT, size=0.22, height=0.52).move_to([0, top, 0])
-        self.question = TokenRow(tokens[end:], size=0.22, height=0.52, roles=self._roles(tokens[end:]))
+        self.asked = [str(token) for token in tokens[end:]].index("?") + 1  # tiles of the question; the rest answers
+        roles = [QUESTION] * self.asked + [ANSWER] * (len(tokens) - end - self.asked)
+        self.question = TokenRow(tokens[end:], size=0.22, height=0.52, roles=roles)
         self.question.move_to([0, top - 1.3, 0])
         for row in (self.document, self.question):
             row.align_to([-6.5, 0, 0], LEFT)
@@ -91,10 +93,6 @@ class Page:
                 ("question and answer so far", QUESTION, self.question),
             )
         ]
-
-    def _roles(self, tokens: Any) -> list[str]:
-        count = [str(token) for token in tokens].index("?") + 1
-        return [QUESTION] * count + [ANSWER] * (len(tokens) - count)
 
 
 def question_row(trace: Any, **looks: Any) -> TokenRow:
