@@ -6,6 +6,7 @@ Sources: Lewis et al. 2020 (RAG, arXiv 2005.11401), sections 2.1 to 2.3; the ret
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -176,7 +177,7 @@ class Trace(TopicTrace):
     # The library and the question.
     doc_texts: tuple[str, ...]  # M
     old_doc_texts: tuple[str, ...]  # M: the same facts in world A
-    doc_words: tuple[tuple[str, ...], ...]  # M
+    doc_words: tuple[Sequence[str], ...]  # M; a file gives lists back
     doc_names: tuple[str, ...]  # M: short, for labels
     query_text: str  # as the retriever sees it
     reader_question: str  # as the reader sees it: it knows no paraphrase
@@ -255,7 +256,7 @@ class Trace(TopicTrace):
     exact_cost: int
     # Chapter 6: reading.
     per_doc: Float[Tensor, "k W"]  # p(place | question, document)
-    reader_tokens: tuple[tuple[str, ...], ...]  # (k, T): a document, the question, and the answer up to its place
+    reader_tokens: tuple[Sequence[str], ...]  # (k, T): a document, the question, and the answer up to its place
     reader_attention: Float[Tensor, "k T"]  # of the last token, in the head below
     reader_layer: int
     reader_head: int

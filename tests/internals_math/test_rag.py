@@ -333,10 +333,10 @@ def test_after_every_document_the_reader_looks_at_the_place_in_it(trace):
     assert len(trace.reader_tokens) == len(trace.reader_attention) == 3
     torch.testing.assert_close(trace.reader_attention.sum(dim=1), torch.ones(3))
     for row, doc in enumerate(trace.topk_indices.tolist()):
-        words = trace.doc_words[doc]
-        assert trace.reader_tokens[row][3 : 3 + len(words)] == words
+        words = list(trace.doc_words[doc])
+        assert list(trace.reader_tokens[row][3 : 3 + len(words)]) == words
         assert trace.reader_tokens[row][trace.reader_place] == words[-2]
-        assert trace.reader_tokens[row][-2:] == (words[-4], "the")
+        assert list(trace.reader_tokens[row][-2:]) == [words[-4], "the"]
         assert trace.answer_words[int(trace.per_doc[row].argmax())] == words[-2]
     assert (trace.reader_attention.argmax(dim=1) == trace.reader_place).all()
     torch.testing.assert_close(trace.reader_place_weight, trace.reader_attention.amax(dim=1))
@@ -344,7 +344,7 @@ def test_after_every_document_the_reader_looks_at_the_place_in_it(trace):
 
 def test_world_b_differs_from_world_a_in_every_place_and_in_nothing_but_places(trace):
     for old, new, words in zip(trace.old_doc_texts, trace.doc_texts, trace.doc_words, strict=True):
-        assert tuple(new.split()) == words
+        assert new.split() == list(words)
         assert old.split()[:6] == new.split()[:6]
         assert old.split()[-2] != words[-2]
     assert trace.old_doc_texts[trace.gold].split()[-2] == trace.answer_words[trace.old_place]
