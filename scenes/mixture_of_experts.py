@@ -1,5 +1,6 @@
 """Draws internals_math.mixture_of_experts.Trace."""
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -23,11 +24,12 @@ from scenes.mixture_of_experts_stage import CHOICES, LoadPanel, Rooms, SharedBar
 
 RUNS = {"free": ("no balance", "LOSS"), "aux": ("balance loss", "WEIGHT"), "bias": ("bias on the choice", "KEY")}
 NOTES = {
-    "free": "share of the work", "aux": "penalty: load times probability", "bias": "idle experts get a head start",
+    "free": "share of the work in one layer", "aux": "penalty: load times probability",
+    "bias": "idle experts get a head start",
 }  # fmt: skip
 LOSSES = (
-    ("experts, no balance", "free", "WEIGHT"), ("experts, balance loss", "aux", "WEIGHT"),
-    ("experts, bias on the choice", "bias", "WEIGHT"), ("dense, as wide as what a word uses", "dense_active", "FROZEN"),
+    ("experts, no balance", "free", "LOSS"), ("experts, balance loss", "aux", "WEIGHT"),
+    ("experts, bias on the choice", "bias", "KEY"), ("dense, as wide as what a word uses", "dense_active", "FROZEN"),
     ("dense, as wide as all experts", "dense_total", "FROZEN"),
 )  # fmt: skip
 
@@ -97,7 +99,8 @@ class MixtureOfExperts(TopicScene):
         others = [k for k in range(len(words.tokens)) if k != shown]
         self.play(words.animate.recede(others).paint(shown, "SCORE"), run_time=0.4)
         self.play(FadeIn(strip, target_position=words.tile_center(shown), scale=0.2), run_time=0.8)
-        self.play(FadeIn(vector, router, title, names), run_time=0.4)
+        signs = Label("orange: above zero, blue: below", color=theme.MUTED).next_to(router, DOWN, buff=0.15)
+        self.play(FadeIn(vector, router, title, names, signs), run_time=0.4)
         self.say("Multiply cell by cell, and add up: that is the expert’s score.")
         self.add(scores)
         limit = largest(trace.products)
@@ -181,6 +184,12 @@ class MixtureOfExperts(TopicScene):
         arriving = [] if alone else [FadeIn(rescale, chosen_set)]
         self.play(FadeOut(titles[1]), run_time=0.2)
         self.play(bars.animate.set_values(trace.gates[shown]), FadeIn(titles[2]), *arriving, run_time=1.3)
+        written = bar.written(trace.weights[shown], self.chosen_names())
+        below = [label.get_center() for label in written]
+        for label, expert in zip(written, chosen, strict=True):
+            label.next_to(bars.tip(expert), RIGHT, buff=0.15)
+        self.play(FadeIn(*written), run_time=0.4)
+        self.hold(0.4)
         flying = [bars.bar(expert) for expert in chosen]
         self.add(*flying)
         whole = Label("a whole", color=theme.MUTED).next_to(bar.room, RIGHT, buff=0.25)
@@ -188,10 +197,9 @@ class MixtureOfExperts(TopicScene):
         for k, piece in enumerate(flying):
             start, end = bar.pieces[k].to_scene(-length / 2, 0), bar.pieces[k].tip(0)
             there = piece.animate.move_to((start + end) / 2).stretch_to_fit_height(bar.pieces[k].height)
-            self.play(there, run_time=0.6)
+            self.play(there, written[k].animate.move_to(below[k]), run_time=0.6)
         self.add(*bar.pieces)
         self.remove(*flying)
-        self.play(FadeIn(*bar.written(trace.weights[shown], self.chosen_names())), run_time=0.3)
 
     # -- chapters 3 and 4 -------------------------------------------------------------------------------------------
 
@@ -265,7 +273,11 @@ class MixtureOfExperts(TopicScene):
         plane.seen = np.array(0.0)
         tips = self.tip_names(plane)
         if not alone:
-            self.say("In their common plane, lengths and angle are true.")
+            self.say(
+                "Draw both answers as arrows: true lengths, true angle."
+                if len(chosen) == 2
+                else "Draw the answers as arrows in one plane."
+            )
         self.add(plane)
         for k, grid in enumerate(outputs):
             moving = grid.copy()
@@ -289,6 +301,7 @@ class MixtureOfExperts(TopicScene):
             self.hold(0.2)
         written = bar.written(trace.weights[shown], self.chosen_names())
         self.play(FadeIn(*written, self.output_name(plane)), *self.lost(), run_time=0.4)
+        self.hold(0.8)
 
     def output_name(self, plane: MixingPlane) -> Label:
         """Return the word beside the bead, on the side of the origin."""
@@ -328,7 +341,7 @@ class MixtureOfExperts(TopicScene):
             trace.logits[shown], limit=largest(trace.logits[shown], trace.logits_after[shown]), signed=True, length=3.2,
             step=height, number="+.2f", number_size=self.row_text(height),
             names=trace.expert_names, name_size=self.row_text(height),
-            role="FROZEN",
+            role="FROZEN", clear=True,
         ).move_to([-4.35, 0.6, 0])  # fmt: skip
         for k, expert in enumerate(chosen):
             scores.paint(expert, CHOICES[k])
@@ -353,7 +366,7 @@ class MixtureOfExperts(TopicScene):
         self.say(
             "Its one weight can only follow the shadow on its arrow."
             if alone
-            else "The weights can only follow its shadow on the line."
+            else "The weights can only move it along the line, as the shadow points."
         )
         self.play(plane.animate.cast_shadow(), run_time=1.0)
         self.hold(0.3)
@@ -366,11 +379,13 @@ class MixtureOfExperts(TopicScene):
         self.add(gradient)
         self.play(FadeIn(heads[1]), gradient.animate.show(rows=chosen), run_time=0.5)
         self.play(gradient.animate.show(), run_time=0.7)
-        self.say("A long step later, whoever lowers the loss more weighs more.")
+        self.say("A step later (much enlarged), whoever lowers the loss more weighs more.")
         scores.leave_ghosts()
         plane.leave_ghost()
-        self.play(FadeOut(output, *written), run_time=0.2)
+        after = Label(f"score − {trace.router_step:,.0f} · gradient", color=theme.SCORE, bold=True).move_to(heads[0])
+        self.play(FadeOut(output, *written, heads[0]), run_time=0.2)
         self.play(
+            FadeIn(after),
             scores.animate.set_values(trace.logits_after[shown]),
             plane.animate.put(trace.output_after[shown]),
             *bar.share_out(trace.weights_after[shown]),
@@ -395,31 +410,33 @@ class MixtureOfExperts(TopicScene):
             limit=largest(*(loads for loads, _ in histories.values())),
         )  # fmt: skip
 
-    @chapter("Rich get richer")
-    def rich_get_richer(self):
-        """Whoever is chosen learns and is chosen again; balance keeps all experts in work."""
+    @chapter("Uneven load")
+    def uneven_load(self):
+        """Who is not chosen learns nothing; balance keeps all experts in work."""
         trace = self.trace
         free = self.load_panel("free", -2.9)
         clock = Readout(lambda n: f"step {n:d}", trace.history_steps[0], size=0.26, bold=True)
         clock.move_to([4.9, 2.85, 0], aligned_edge=LEFT)
-        meaning = Label("as if so many shared the work evenly", color=theme.MUTED)
+        meaning = Label(
+            f"{trace.config.num_experts:d} if all work equally, one if one does everything", color=theme.MUTED
+        )
         meaning.next_to(free.words, RIGHT, buff=0.3).align_to(free.words, DOWN)
         even = Label("even", color=theme.MUTED)
         even.next_to(free.ground.place(1, trace.even_load), RIGHT, buff=0.12)
-        circle = self.circle(center=[3.4, 0.3, 0])
-        self.say("Only whoever is chosen learns. Unchecked, the load drifts apart.")
+        chain = self.left_behind(center=[3.4, 0.5, 0])
+        self.say("Only whoever is chosen learns. Unchecked, the load drifts.")
         self.play(FadeIn(*free.parts(), meaning, even, clock), run_time=theme.QUICK)
-        self.play(LaggedStart(*(FadeIn(part) for part in circle), lag_ratio=0.5), run_time=1.2)
+        self.play(LaggedStart(*(FadeIn(part) for part in chain), lag_ratio=0.5), run_time=1.2)
         self.train(clock, [free], run_time=3.2)
         least = int(np.argmin(trace.load_history_free.values[-1]))
         poor = trace.load_history_free[len(trace.history_steps) - 1, least]
         self.say(f"In the end, expert {trace.expert_names[least]} gets {poor:.1%} of the work.")
         self.play(free.bars.animate.focus(least), run_time=0.4)
         self.finish_beat()
-        self.play(FadeOut(*circle, meaning, even), free.bars.animate.lead(), run_time=0.3)
+        self.play(FadeOut(*chain, meaning, even), free.bars.animate.lead(), run_time=0.3)
         self.play(*(part.animate.shift(1.6 * LEFT) for part in free.parts()), run_time=0.5)
         others = [self.load_panel(run, x) for run, x in (("aux", 0.0), ("bias", 4.5))]
-        self.say("Now with a penalty on uneven load, or a bias on the choice alone.")
+        self.say("Now with a penalty on uneven load, or a nudge that changes only who is chosen.")
         self.play(FadeIn(*(part for panel in others for part in panel.parts())), run_time=0.4)
         self.train(clock, [free, *others], run_time=3.6)
         self.say("Unchecked, the load drifts; balance evens it.")
@@ -434,20 +451,17 @@ class MixtureOfExperts(TopicScene):
                 run_time=0.3 if record == 0 else max(0.05, run_time / len(steps)),
             )  # fmt: skip
 
-    def circle(self, center: Any) -> list[Any]:
-        """Return the circle in which an expert gets ahead: three words and the arrows between them."""
+    def left_behind(self, center: Any) -> list[Any]:
+        """Return how an expert is left behind: three words below each other, and the arrows between them."""
         x, y, _ = center
-        places = [(x, y + 1.25), (x + 1.5, y - 0.9), (x - 1.5, y - 0.9)]
         words = [
-            Label(text, size=0.26, bold=True).move_to([*place, 0])
-            for text, place in zip(("is chosen", "learns", "scores higher"), places, strict=True)
+            Label(text, size=0.26, bold=True).move_to([x, y + 1.1 * (1 - k), 0])
+            for k, text in enumerate(("not chosen", "no gradient", "learns nothing"))
         ]
         arrows = [
-            arrow([x + 0.45, y + 0.95, 0], [x + 1.35, y - 0.5, 0]),
-            arrow([x + 0.8, y - 0.9, 0], [x - 0.25, y - 0.9, 0]),
-            arrow([x - 1.35, y - 0.5, 0], [x - 0.45, y + 0.95, 0]),
+            arrow(above.get_bottom() + 0.14 * DOWN, below.get_top() + 0.14 * UP) for above, below in pairwise(words)
         ]
-        return [part for pair in zip(words, arrows, strict=True) for part in pair]
+        return [words[0], arrows[0], words[1], arrows[1], words[2]]
 
     # -- chapter 6 --------------------------------------------------------------------------------------------------
 
@@ -469,8 +483,9 @@ class MixtureOfExperts(TopicScene):
         first = next((token for token in range(count) if dropped[token, 0]), count)
         self.arrive(rooms, words, [(token, 0) for token in range(first)], pace=0.34)
         if first < count:
-            self.say("This one finds its room full.")
+            self.say(f"“{trace.tokens[first]}” finds its room full.")
             self.arrive(rooms, words, [(first, 0)], pace=1.6)
+            self.finish_beat()
             self.arrive(rooms, words, [(token, 0) for token in range(first + 1, count)], pace=0.34)
         for choice in range(1, top_k):
             if choice == 1:
@@ -482,7 +497,7 @@ class MixtureOfExperts(TopicScene):
             self.say("A word without any seat passes by, unchanged.")
             for order, token in enumerate(bypassed):
                 self.bypass(words, token, lane, order, run_time=min(1.5, 4.0 / len(bypassed)))
-        note = Label(f"{lost:d} of {asked:d} found no seat", size=0.26, bold=True, color=theme.LOSS)
+        note = Label(f"{lost:d} of {asked:d} choices found no seat", size=0.26, bold=True, color=theme.LOSS)
         self.play(FadeIn(note.move_to([-1.4, 1.75, 0])), run_time=0.4)
         self.hold(0.3)
         self.finish_beat()
@@ -567,7 +582,7 @@ class MixtureOfExperts(TopicScene):
 
     @chapter("Who does what")
     def who_does_what(self):
-        """Experts split the work, seldom along human lines."""
+        """Experts split the work by word, hardly by topic."""
         trace = self.trace
         count = len(trace.expert_names)
         small = count <= 8
@@ -585,16 +600,21 @@ class MixtureOfExperts(TopicScene):
         real.hide()
         self.add(real)
         self.play(ColumnByColumn(real), run_time=1.8)
-        found = self.bits(trace.specialization_bits, real, "that a word’s class tells about its expert")
+        most = trace.labels.entropy_bits[trace.labels.name.index("word class")]
+        found = self.bits(
+            f"{trace.specialization_bits:.2f} of at most {most:.2f} bits",
+            real,
+            "that a word’s class tells about its expert",
+        )
         self.play(FadeIn(*found), run_time=0.4)
         self.hold(0.5)
-        self.say("Shuffled, the pattern is gone: it was real.")
         copy = real.copy()
         self.add(copy)
         to = [4.0, 0.2, 0]
         self.play(copy.animate.move_to(to), run_time=0.7)
+        self.say("Shuffled, the pattern is gone: it was real.")
         self.play(copy.animate.set_values(trace.class_by_expert_shuffled), run_time=0.9)
-        chance = self.bits(trace.specialization_shuffled_bits, copy, "after shuffling")
+        chance = self.bits(f"{trace.specialization_shuffled_bits:.2f} bits", copy, "after shuffling")
         self.play(FadeIn(*chance, *self.column_names(copy)), run_time=0.4)
         self.finish_beat()
         self.clear_stage()
@@ -609,9 +629,9 @@ class MixtureOfExperts(TopicScene):
             for k, name in enumerate(self.trace.expert_names)
         ]
 
-    def bits(self, value: Any, grid: TensorGrid, words: str) -> list[Label]:
+    def bits(self, value: str, grid: TensorGrid, words: str) -> list[Label]:
         """Return how many bits a label tells about the expert, below a grid."""
-        number = Label(f"{value:.2f} bits", size=0.3, bold=True).next_to(grid, DOWN, buff=0.3).align_to(grid, LEFT)
+        number = Label(value, size=0.3, bold=True).next_to(grid, DOWN, buff=0.3).align_to(grid, LEFT)
         return [number, Label(words, color=theme.MUTED).next_to(number, DOWN, buff=0.18).align_to(grid, LEFT)]
 
     def what_tells(self) -> None:
@@ -623,7 +643,7 @@ class MixtureOfExperts(TopicScene):
         ).move_to([0.9, -0.1, 0]).hide()  # fmt: skip
         title = Label("bits that a label tells about the expert", color=theme.MUTED)
         title.next_to(bars, UP, buff=0.25).align_to(bars, LEFT)
-        self.say("Experts split the work, seldom along human lines.")
+        self.say("Experts split by word, hardly by topic.")
         self.add(bars)
         self.play(FadeIn(title), run_time=0.3)
         for k in range(len(labels.name)):
@@ -691,6 +711,12 @@ class MixtureOfExperts(TopicScene):
                 value = Label(number, size=0.24, bold=True, color=color).move_to(place, aligned_edge=LEFT)
                 label = Label(words, color=theme.MUTED).next_to(value, RIGHT, buff=0.2).align_to(value, DOWN)
             labels.append((value, label))
+        shared = Label("attention serves every word", color=theme.MUTED)
+        if big:
+            shared.next_to(labels[1][1], DOWN, buff=0.3).align_to(labels[1][1], LEFT)
+        else:
+            shared.next_to(name, UP, buff=0.2).align_to(name, LEFT)
+        labels[1] = (*labels[1], shared)
         return [name, squares, labels]
 
     def run_squares(self, parts: list[Any]) -> None:

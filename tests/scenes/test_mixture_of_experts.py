@@ -144,7 +144,7 @@ def test_all_runs_and_the_clock_are_at_the_same_record_of_training(trace):
         step = int(clock.text.split()[1])
         return [*(int(loads.cells[0]) // 8 for loads in panels), *(int(needle.cells) for needle in needles), step // 10]
 
-    scene, seen = seen_in("rich_get_richer", look)
+    scene, seen = seen_in("uneven_load", look)
     running = seen[seen.index([0] * 7) :]
     assert [records[0] for records in running] == sorted(records[0] for records in running)
     assert all(len(set(records)) == 1 for records in running)
@@ -191,6 +191,14 @@ def test_shuffled_labels_are_drawn_on_the_color_scale_of_the_real_ones():
 
     seen_in("who_does_what", look)
     assert limits["class_by_expert"] == limits["class_by_expert_shuffled"]
+
+
+def test_the_words_about_who_does_what_are_true(trace):
+    scene, _ = seen_in("who_does_what", lambda scene: None)
+    assert "Experts split by word, hardly by topic." in sayings(scene)
+    bits = dict(zip(trace.labels.name, trace.labels.bits.tolist(), strict=True))
+    assert bits["farm or sea"] < 0.05 * bits["word"]
+    assert max(bits, key=bits.get) == "word"
 
 
 def test_the_bill_shows_owned_and_used_weights_and_says_whether_it_paid(trace):
