@@ -771,7 +771,9 @@ class MixtureOfExperts(TopicScene):
         tops = [frame.get_top() for frame in rooms.frames]
         guests, homes, left = [], [], []
         for token in range(count):
-            links = Links(trace.gates[token], [words.tile_center(token) + 0.3 * DOWN], tops, limit=1.0, role="SCORE")
+            links = Links(
+                trace.gates[token], [words.tile_center(token) + 0.3 * DOWN], tops, limit=1.0, role="SCORE", faintest=0.3
+            )
             tiles = [rooms.guest(words, token) for _ in range(top_k)]
             slots = [(int(trace.indices[token, k]), int(trace.queue_slot[token, k])) for k in range(top_k)]
             places = [rooms.seat(expert, seat) for expert, seat in slots]

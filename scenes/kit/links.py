@@ -19,6 +19,7 @@ class Links(Picture):
         starts, ends: scene points, such as `row.tile_center(k)`.
         limit: the weight that gets full strength, by default the largest.
         role: theme role of the curves.
+        faintest: least opacity of a link that there is, so that it can be seen.
         bend: how far a curve leaves straight up or down before it turns, as a share of the height.
     """
 
@@ -34,9 +35,10 @@ class Links(Picture):
         limit: float | Traced | None = None,
         role: str = "ATTENTION",
         line: float = theme.THICK,
+        faintest: float = 0.0,
         bend: float = 0.5,
     ) -> None:
-        self.role, self.line, self.bend = role, line, bend
+        self.role, self.line, self.faintest, self.bend = role, line, faintest, bend
         matrix = _matrix(weights)
         if matrix.shape != (len(starts), len(ends)):
             raise ValueError(f"{len(starts)} starts and {len(ends)} ends need as many weights, got {matrix.shape}")
@@ -92,7 +94,8 @@ class Links(Picture):
         count, color = len(self.strength), getattr(theme, self.role)
         for s, row in enumerate(self.strength):
             for e, strength in enumerate(row):
-                opacity = float(strength) * (theme.DIMMED + (1 - theme.DIMMED) * float(self.emphasis[s]))
+                clear = max(float(strength), self.faintest) if strength > 0 else 0.0
+                opacity = clear * (theme.DIMMED + (1 - theme.DIMMED) * float(self.emphasis[s]))
                 if opacity > 0.01:
                     curve = _curve(self.anchors[s], self.anchors[count + e], self.bend)
                     painter.polyline(curve, stroke=color, line=self.line * (0.3 + 0.7 * strength), opacity=opacity)

@@ -18,6 +18,15 @@ def test_a_link_joins_its_ends_as_strongly_as_its_weight():
     assert color_at(image, np.array([-1.0, 0.0, 0.0])) == theme.BACKGROUND  # no weight, no link
 
 
+def test_a_weak_link_can_be_made_visible_but_never_one_that_is_not_there():
+    weak = Traced("weights", np.array([[0.0, 1.0, 0.005]]))
+    right, left = np.array([1.0, 0.0, 0.0]), np.array([-1.0, 0.0, 0.0])
+    assert color_at(pixels(Links(weak, STARTS, ENDS)), right) == theme.BACKGROUND
+    image = pixels(Links(weak, STARTS, ENDS, faintest=0.5))
+    assert color_at(image, right) != theme.BACKGROUND
+    assert color_at(image, left) == theme.BACKGROUND
+
+
 def test_other_weights_glide():
     links = Links(WEIGHTS, STARTS, ENDS)
     later = links.copy().set_values(Traced("later", np.array([[1.0, 0.0, 0.5]])))
