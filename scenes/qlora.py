@@ -24,6 +24,7 @@ from scenes.qlora_stage import LayerStage
 
 BOOKS = (("int4", "INT4"), ("fp4", "FP4"), ("nf4", "NF4"))
 PARTS = ("weights", "gradients", "optimizer", "adapters")
+TOLD = ("Long texts fill the memory: optimizer pages move out to the CPU …", "… and come back when there is room.")
 
 
 class QLoRA(TopicScene):
@@ -126,9 +127,10 @@ class QLoRA(TopicScene):
         ruler = self.ruler(line)
         self.add(line)
         self.play(FadeIn(ruler), RowByRow(line), run_time=1.3)
-        self.say("The largest one sets the scale: all are divided by it.")
+        self.say("The largest sets the scale: all are divided by its size.")
         most = self.most()
-        scale = Readout(lambda c: f"largest: {c:.3f}", trace.block_absmax, size=0.24, bold=True, color=theme.MAXIMUM)
+        looks: dict[str, Any] = {"size": 0.24, "bold": True, "color": theme.MAXIMUM}
+        scale = Readout(lambda c: f"largest |w| = {c:.3f}", trace.block_absmax, **looks)
         side = float(np.sign(float(trace.block_values[most])))
         scale.move_to([side * 4.0, -2.45, 0])
         self.play(line.animate.paint(most, "MAXIMUM"), FadeIn(scale), run_time=0.4)
@@ -190,7 +192,7 @@ class QLoRA(TopicScene):
         trace = self.trace
         matrix = TensorGrid(trace.weight, cell=(0.135, 0.135), number=None, limit=self.bright(), role="FROZEN")
         matrix.move_to([0, 0.2, 0])
-        whole = Label(f"{trace.matrix}", color=theme.FROZEN, bold=True).next_to(matrix, UP, buff=0.2)
+        whole = Label(f"{trace.matrix} of a tiny model", color=theme.FROZEN, bold=True).next_to(matrix, UP, buff=0.2)
         size = int(trace.config.block_size)
         rows, columns = max(1, size // matrix.columns), min(size, matrix.columns)
         block = TensorGrid(trace.weight[:rows, :columns], cell=matrix.cell, number=None, limit=matrix.limit)
@@ -283,7 +285,8 @@ class QLoRA(TopicScene):
         comb = LevelCounts(
             trace.levels_int4, trace.code_usage["int4"], span=(-1, 1), length=width, height=deep, limit=most, rise=rise
         ).move_to([x, foot - deep / 2, 0]).hide_bars()  # fmt: skip
-        above = Label("all weights of the model, divided by the largest of their block", color=theme.WEIGHT, bold=True)
+        words = "all weights of the tiny model, divided by the largest of their block"
+        above = Label(words, color=theme.WEIGHT, bold=True)
         above.next_to(shape, UP, buff=0.2).align_to(shape, LEFT)
         below = Label("share of the weights\non each level", color=theme.SCORE, bold=True)
         below.move_to([x - width / 2 - 0.1, foot - 2.1, 0], aligned_edge=LEFT)
@@ -293,8 +296,8 @@ class QLoRA(TopicScene):
             name.move_to([left, 2.3, 0], aligned_edge=LEFT)
         used = Readout(lambda b: f"{b:.2f} bits", trace.code_entropy["int4"], size=0.28, bold=True)
         used.move_to([left, 1.55, 0], aligned_edge=LEFT)
-        words = Label(f"of {trace.bits['codes']:.0f} used by the codes", color=theme.MUTED)
-        words.next_to(used, DOWN, buff=0.18).align_to(used, LEFT)
+        share = Label(f"of {trace.bits['codes']:.0f} used by the codes", color=theme.MUTED)
+        share.next_to(used, DOWN, buff=0.18).align_to(used, LEFT)
         title = Label("mean squared error", color=theme.LOSS, bold=True).move_to([left, 0.45, 0], aligned_edge=LEFT)
         rows = self.book_rows(left, 0.0)
         self.say("Where should the levels lie? Most weights crowd around zero.")
@@ -305,7 +308,7 @@ class QLoRA(TopicScene):
         self.say("Even steps: the outer levels are used least.")
         self.play(FadeIn(comb, names[0]), run_time=0.5)
         self.play(comb.animate.show_bars(), FadeIn(below), run_time=0.9)
-        self.play(FadeIn(used, words, title), run_time=0.3)
+        self.play(FadeIn(used, share, title), run_time=0.3)
         self.judge(rows[0])
         self.say("A tiny float steps finer near zero.")
         self.move_levels(comb, names, used, 1)
@@ -355,8 +358,17 @@ class QLoRA(TopicScene):
                 (f"{added[key]:+.4f}", theme.TEXT, "numbers", 0.75),
             )
         ]
-        self.say("The loss need not follow the error: measure both.")
+        error = self.trace.mse
+        turned = float(error["fp4"]) < float(error["int4"]) and float(added["fp4"]) > float(added["int4"])
+        both = "The loss need not follow the error: measure both."
+        self.say("FP4: less error than INT4, yet more loss." if turned else both)
         self.play(FadeIn(title, *lines), run_time=theme.QUICK)
+        if turned:
+            marks = [Frame(3.44, 0.36, color=theme.TEXT) for _ in range(2)]
+            for mark, word in zip(marks, (rows[1][0], lines[2]), strict=True):
+                mark.move_to([left + 1.62, word.get_y(), 0])
+            self.play(FadeIn(*marks), run_time=theme.QUICK)
+        self.hold(2.3)
 
     # -- chapter 4 --------------------------------------------------------------------------------------------------
 
@@ -389,9 +401,8 @@ class QLoRA(TopicScene):
         of[1].next_to(of[0], RIGHT, buff=0.3)
         total = Readout(lambda b: f"{b:.3f}", bits["total"], size=0.32, bold=True).next_to(strip, RIGHT, buff=0.3)
         self.say(f"{trace.config.block_size:d} weights share one 32-bit scale.")
-        self.play(FadeIn(name), run_time=0.3)
         self.add(bars)
-        self.play(bars.animate.show(), run_time=1.0)
+        self.play(FadeIn(name), bars.animate.show(), run_time=1.0)
         self.say(f"That is {bits['scales']:.3g} bits more for every weight.")
         self.add(strip)
         self.play(FadeIn(bill, of[0]), strip.animate.show(0), run_time=0.6)
@@ -435,7 +446,7 @@ class QLoRA(TopicScene):
         self.play(FadeIn(saved.next_to(strip, DOWN, buff=0.25).align_to(strip, LEFT)), run_time=0.4)
         self.decoded_scales(bars, codes, top, looks, place)
         if not trace.config.double_quant:
-            self.say("With these settings, the scales are left as they were.")
+            self.say("Here, the scales are left as they were.")
 
     def decoded_scales(self, bars: Bars, title: Label, top: float, looks: dict[str, Any], place: Any) -> None:
         """Decode the scales again, over outlines of what they were."""
@@ -556,8 +567,9 @@ class QLoRA(TopicScene):
         trace = self.trace
         stage = LayerStage(trace)
         names = stage.names(output="gradient", x="gradient for the layer before")
-        for part in ("output", "x"):
-            names[part].set_color(theme.GRADIENT)
+        part = stage.names(x="a part, through the base")["x"]
+        for name in (names["output"], names["x"], part):
+            name.set_color(theme.GRADIENT)
         far = stage.output.get_center()[0]
         column: dict[str, Any] = {"cell": stage.output.cell, "number": None, "limit": largest(trace.grad_output)}
         grad = TensorGrid(trace.grad_output.reshape(-1, 1), role="GRADIENT", **column).move_to(stage.output)
@@ -576,16 +588,22 @@ class QLoRA(TopicScene):
         self.remove(start)
         self.add(grad)
         changed = Label(f"{trace.base_codes_changed:d}", size=theme.BIG_NUMBER, bold=True)
-        changed.move_to([far + 0.8, 1.1, 0], aligned_edge=LEFT)
+        changed.move_to([far + 0.8, 1.5, 0], aligned_edge=LEFT)
         of = Label(
-            f"of {trace.num_codes:,d} codes\nchanged after\n{trace.config.train_steps:d} steps", color=theme.MUTED
+            f"of the model’s\n{trace.num_codes:,d} codes\nchanged after\n{trace.config.train_steps:d} steps",
+            color=theme.MUTED,
         )
         of.next_to(changed, DOWN, buff=0.25).align_to(changed, LEFT)
         self.say("It passes through the decoded weights, and leaves no trace there.")
-        self.through_base(stage, grad, handed, names["x"])
+        self.through_base(stage, grad, handed, part)
         self.play(FadeIn(changed, of), run_time=0.4)
-        self.say("In the adapter, it stays: B and A get gradients of their own.")
-        self.into_adapter(stage, grad, handed, row, names["b"])
+        self.say("The adapter keeps gradients: one for B, one for A.")
+        self.into_adapter(stage, grad, names)
+        rising = TensorGrid(trace.grad_through_adapter, **row).move_to(stage.a).set_z_index(2)
+        self.add(rising)
+        self.play(rising.animate.move_to(handed), FadeOut(part), run_time=0.8)
+        self.remove(rising)
+        self.play(handed.animate.set_values(trace.grad_input), FadeIn(names["x"]), run_time=0.3)
         self.say("The base has no gradient at all.")
         self.norms(far + 0.8)
 
@@ -609,10 +627,8 @@ class QLoRA(TopicScene):
         self.remove(rising)
         self.add(handed)
 
-    def into_adapter(
-        self, stage: LayerStage, grad: TensorGrid, handed: TensorGrid, row: dict[str, Any], name: Label
-    ) -> None:
-        """Let the gradient fill B and A with theirs, and add what goes on to what came through the base."""
+    def into_adapter(self, stage: LayerStage, grad: TensorGrid, names: dict[str, Label]) -> None:
+        """Let the gradient fill B and A with theirs."""
         trace = self.trace
         landed = [
             TensorGrid(values, cell=grid.cell, number=None, role="GRADIENT", limit=0.7 * largest(values)).move_to(grid)
@@ -629,7 +645,7 @@ class QLoRA(TopicScene):
             Label("gradient of A", color=theme.GRADIENT, bold=True).next_to(stage.coords, RIGHT, buff=0.25),
         ]
         self.add(landed[0])
-        self.play(FadeOut(name), run_time=0.2)
+        self.play(FadeOut(names["b"]), run_time=0.2)
         self.play(RowByRow(landed[0]), FadeIn(words[0]), run_time=0.8)
         narrow = TensorGrid(trace.grad_coords.reshape(-1, 1), cell=stage.coords.cell, number=None, role="GRADIENT")
         narrow.move_to(stage.coords)
@@ -638,14 +654,10 @@ class QLoRA(TopicScene):
         self.play(start.animate.become(narrow), run_time=0.7)
         self.add(landed[1])
         self.play(
-            start.animate.move_to(stage.a).set_opacity(0), landed[1].animate.show(), FadeIn(words[1]), run_time=0.8
-        )
+            start.animate.move_to(stage.a).set_opacity(0), landed[1].animate.show(), FadeOut(names["a"]),
+            FadeIn(words[1]), run_time=0.8,
+        )  # fmt: skip
         self.remove(start)
-        rising = TensorGrid(trace.grad_through_adapter, **row).move_to(stage.a).set_z_index(2)
-        self.add(rising)
-        self.play(rising.animate.move_to(handed), run_time=0.8)
-        self.remove(rising)
-        self.play(handed.animate.set_values(trace.grad_input), run_time=0.3)
 
     def norms(self, left: float) -> None:
         """Write how long the gradients of the adapters are; the base has none."""
@@ -676,34 +688,34 @@ class QLoRA(TopicScene):
         ).move_to([-2.75, 0.2, 0])  # fmt: skip
         plain = chart.curve(trace.finetune_steps, curves["lora"], role="FROZEN", line=0.09, drawn=0)
         ours = chart.curve(trace.finetune_steps, curves["qlora"], role="WEIGHT", drawn=0)
+        line = chart.place(0, chart.y_ticks[-1])[1]  # no grid line may underline a key, as if it were its sample
         keys = [
-            Label(words, color=color, bold=True).move_to([-0.1, 1.9 - 0.42 * k, 0], aligned_edge=RIGHT)
+            Label(words, color=color, bold=True).move_to([-0.1, line - 0.27 - 0.33 * k, 0], aligned_edge=RIGHT)
             for k, (words, color) in enumerate(
                 (("LoRA, float32 base", theme.FROZEN), (f"QLoRA, {dict(BOOKS)[trace.config.code]} base", theme.WEIGHT))
             )
         ]
-        self.say("The same texts, the same adapters; only the base differs.")
+        self.say("Same texts, same adapters; only the base differs.")
         self.play(FadeIn(chart), run_time=theme.QUICK)
-        self.play(FadeIn(*keys), chart.animate(rate_func=linear).draw_curve(plain).draw_curve(ours), run_time=3.0)
+        self.play(FadeIn(*keys), chart.animate(rate_func=linear).draw_curve(plain).draw_curve(ours), run_time=2.5)
         title = Label("loss on unseen texts", color=theme.LOSS, bold=True).move_to([2.0, 2.3, 0], aligned_edge=LEFT)
         rows = []
         for words, key, role, y in (
-            ("untouched, float32", "fp32", "FROZEN", 1.75), ("untouched, in codes", "quantized", "FROZEN", 0.75),
-            ("LoRA", "lora", "WEIGHT", -0.25), ("QLoRA", "qlora", "WEIGHT", -1.25),
+            ("untouched, float32", "fp32", "MUTED", 1.75), ("untouched, in codes", "quantized", "MUTED", 0.75),
+            ("LoRA", "lora", "FROZEN", -0.25), ("QLoRA", "qlora", "WEIGHT", -1.25),
         ):  # fmt: skip
             bar = Bars(
                 final[key].reshape(1), limit=largest(*final.values()), length=3.1, step=0.42, role=role, number=".3f",
-                number_size=0.22,
+                number_size=0.22, outline=role == "MUTED",
             ).move_to([2.0, y - 0.4, 0], aligned_edge=LEFT).hide()  # fmt: skip
             rows.append((Label(words).move_to([2.0, y, 0], aligned_edge=LEFT), bar))
         best = Label(f"best possible: {final['floor']:.3f}", color=theme.MUTED)
         best.move_to([2.0, -2.25, 0], aligned_edge=LEFT)
         self.say(f"On unseen texts: LoRA {final['lora']:.3f}, QLoRA {final['qlora']:.3f}.")
-        self.play(FadeIn(title), run_time=0.2)
         self.add(*(bar for _, bar in rows))
-        for label, bar in rows:
-            self.play(FadeIn(label), bar.animate.show(), run_time=0.5)
+        self.play(FadeIn(title, *(label for label, _ in rows)), *(bar.animate.show() for _, bar in rows), run_time=0.9)
         self.play(FadeIn(best), run_time=0.3)
+        self.hold(2.2)
 
     # -- chapter 8 --------------------------------------------------------------------------------------------------
 
@@ -731,7 +743,7 @@ class QLoRA(TopicScene):
         words.move_to([3.2, -1.7, 0], aligned_edge=LEFT)
         tokens = Readout(lambda n: f"{n:,d}", trace.paging_tokens[0], size=0.3, bold=True)
         tokens.move_to([3.2, -2.5, 0], aligned_edge=LEFT)
-        self.say("Long texts fill the memory all at once.")
+        self.say("Batches differ in length.")
         self.play(FadeIn(tank, walls, shelf, inside, *legend, batches, words, tokens), run_time=theme.QUICK)
         self.play(batches.animate.focus(0), run_time=0.3)
         self.run_batches(tank, batches, tokens)
@@ -741,9 +753,9 @@ class QLoRA(TopicScene):
         trace = self.trace
         told = 0
         for step in range(1, len(trace.paging_tokens)):
-            moves = told < 2 and abs(float(trace.paging_moved[step])) > float(trace.paging_page)
+            moves = told < len(TOLD) and abs(float(trace.paging_moved[step])) > float(trace.paging_page)
             if moves:
-                self.say(("Then optimizer pages move out to the CPU …", "… and come back when there is room.")[told])
+                self.say(TOLD[told])
                 told += 1
             self.play(
                 tank.animate.set_step(step), batches.animate.focus(step),

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from internals_math import trace_store
+from scenes.kit import theme
 from scenes.kit.bars import Bars
 from scenes.kit.chart import Chart
 from scenes.kit.label import Label
@@ -139,6 +140,13 @@ def test_errors_of_the_code_books_are_drawn_to_one_scale_and_their_losses_writte
         assert f"{trace.loss_added[name]:+.4f}" in texts(scene)
 
 
+@pytest.mark.parametrize(("fp4", "said"), [(0.006, True), (0.001, False)])
+def test_it_says_that_fp4_has_less_error_yet_more_loss_only_where_that_is_so(fp4, said, trace):
+    added = trace.loss_added | {"int4": 0.003, "fp4": fp4}
+    captions = ended("where_to_put", replace(trace, loss_added=added)).captions
+    assert ("FP4: less error than INT4, yet more loss." in [caption.text for caption in captions]) == said
+
+
 # -- scales ------------------------------------------------------------------------------------------------------------
 
 
@@ -166,7 +174,7 @@ def test_the_strip_of_scales_shrinks_to_its_bits_after_double_quantization(trace
 def test_it_says_where_the_scales_are_left_as_they_were(double_quant, trace):
     other = replace(trace, config=replace(trace.config, double_quant=double_quant))
     said = [caption.text for caption in ended("scales_of_scales", other).captions]
-    assert ("With these settings, the scales are left as they were." in said) != double_quant
+    assert ("Here, the scales are left as they were." in said) != double_quant
 
 
 # -- the layer ---------------------------------------------------------------------------------------------------------
@@ -216,6 +224,9 @@ def test_gradients_land_in_the_adapter_and_the_codes_stay_as_they_are(trace):
     for field in ("grad_A", "grad_B", "grad_input"):
         (landed,) = [grid for grid in grids(scene, field) if grid.presence.all()]
         np.testing.assert_allclose(landed.shade * landed.limit, np.atleast_2d(getattr(trace, field)), atol=1e-6)
+    assert "a part, through the base" not in texts(scene)
+    assert {"gradient for the layer before", "gradient of A", "gradient of B"} <= texts(scene)
+    assert not {"A", "B"} & texts(scene)  # what is there now are gradients
     assert {"0", "none", f"{trace.grad_norms['lora_A']:.2f}", f"{trace.grad_norms['lora_B']:.2f}"} <= texts(scene)
 
 
@@ -229,6 +240,10 @@ def test_two_runs_on_the_same_texts_and_their_losses_on_unseen_ones(trace):
     np.testing.assert_allclose(chart.drawn, 1)
     bars = [pictures(scene, Bars, f"finetune_final.{key}")[0] for key in ("fp32", "quantized", "lora", "qlora")]
     assert len({float(bar.limit) for bar in bars}) == 1
+    alike = {curve.y.field.split(".")[-1]: theme.rgb(getattr(theme, curve.role)) for curve in chart.curves}
+    for key, bar in zip(("lora", "qlora"), bars[2:], strict=True):  # a way of training has one color
+        np.testing.assert_allclose(bar.color[0], alike[key])
+    assert [bar.outline for bar in bars] == [True, True, False, False]
     assert [bar.texts[0] for bar in bars] == ["0.349", "0.352", "0.270", "0.270"]
 
 
