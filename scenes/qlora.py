@@ -541,7 +541,8 @@ class QLoRA(TopicScene):
         self.add(falling)
         self.play(falling.animate.move_to(stage.a).set_opacity(0.15), run_time=0.7)
         self.remove(falling)
-        self.play(stage.coords.animate.show(), run_time=0.4)
+        down = Label("A x", bold=True).next_to(stage.coords, RIGHT, buff=0.2)
+        self.play(stage.coords.animate.show(), FadeIn(down), run_time=0.4)
         moving = stage.coords.copy()
         self.add(moving)
         self.play(moving.animate.move_to(stage.b).set_opacity(0), run_time=0.7)
@@ -551,8 +552,9 @@ class QLoRA(TopicScene):
         law = Formula(
             "y = {{ hat(W) : frozen }} x + s thin {{ B A : adapter }} thin x", size=0.34, frozen="FROZEN",
             adapter="WEIGHT",
-        ).move_to([2.6, stage.coords.get_y(), 0])  # fmt: skip
-        self.play(FadeIn(stage.rooms[2], names["output"], law, *stage.signs), run_time=0.3)
+        ).move_to([2.6, stage.coords.get_y() + 0.18, 0])  # fmt: skip
+        words = Label("Ŵ: the decoded weights, s: a fixed factor", color=theme.MUTED).next_to(law, DOWN, buff=0.16)
+        self.play(FadeIn(stage.rooms[2], names["output"], law, words, *stage.signs), run_time=0.3)
         copies = [stage.base.copy(), stage.adapter.copy()]
         self.add(*copies)
         self.play(*(one.animate.move_to(stage.output) for one in copies), run_time=0.8)

@@ -45,7 +45,7 @@ class LayerStage:
             TensorGrid(values.reshape(-1, 1), **outputs).move_to([x, MIDDLE, 0]).hide()
             for values, x in ((trace.base_output, -1.75), (trace.adapter_output, 1.75), (trace.output, 3.65))
         )
-        self.coords = TensorGrid(trace.coords.reshape(-1, 1), cell=(COLUMN, thin), number=None, role="LATENT")
+        self.coords = TensorGrid(trace.coords.reshape(-1, 1), cell=(COLUMN, thin), number=None, role="INPUT")
         self.coords.move_to([self.base.get_center()[0], self.a.get_center()[1], 0]).hide()
         self.b = TensorGrid(trace.lora_B, cell=(min(0.2, 0.8 / rank), CELL), number=None, role="WEIGHT")
         self.b.move_to([0.5, MIDDLE, 0])
@@ -66,7 +66,7 @@ class LayerStage:
     def names(self, **words: str) -> dict[str, Label]:
         """Return a name for each part, the usual ones or others: x, codes, a, b, base, adapter, output."""
         usual = {
-            "x": f"x, what the layer reads at “{self.trace.token}”",
+            "x": "x, the layer’s input at one token",
             "codes": f"frozen, {self.trace.bits['codes']:.0f} bits each", "a": "A", "b": "B",
             "base": "base", "adapter": "adapter", "output": "output",
         }  # fmt: skip
