@@ -188,8 +188,8 @@ class MixtureOfExperts(TopicScene):
         below = [label.get_center() for label in written]
         for label, expert in zip(written, chosen, strict=True):
             label.next_to(bars.tip(expert), RIGHT, buff=0.15)
-        self.play(FadeIn(*written), run_time=0.4)
-        self.hold(0.4)
+        self.play(FadeIn(*written), run_time=0.3)
+        self.hold(0.3)
         flying = [bars.bar(expert) for expert in chosen]
         self.add(*flying)
         whole = Label("a whole", color=theme.MUTED).next_to(bar.room, RIGHT, buff=0.25)
@@ -197,7 +197,7 @@ class MixtureOfExperts(TopicScene):
         for k, piece in enumerate(flying):
             start, end = bar.pieces[k].to_scene(-length / 2, 0), bar.pieces[k].tip(0)
             there = piece.animate.move_to((start + end) / 2).stretch_to_fit_height(bar.pieces[k].height)
-            self.play(there, written[k].animate.move_to(below[k]), run_time=0.6)
+            self.play(there, written[k].animate.move_to(below[k]), run_time=min(0.6, 1.2 / len(flying)))
         self.add(*bar.pieces)
         self.remove(*flying)
 
@@ -296,12 +296,13 @@ class MixtureOfExperts(TopicScene):
         )
         arrives = plane.animate.connect().put(trace.plane[shown, 0])
         self.play(FadeIn(bar.room, title, *bar.pieces), arrives, run_time=theme.QUICK)
+        pace = min(1.3, 3.4 / len(chosen))
         for stop in range(1, len(trace.mix_gates)):
-            self.play(*bar.share_out(trace.mix_gates[stop]), plane.animate.put(trace.plane[shown, stop]), run_time=1.3)
+            self.play(*bar.share_out(trace.mix_gates[stop]), plane.animate.put(trace.plane[shown, stop]), run_time=pace)
             self.hold(0.2)
         written = bar.written(trace.weights[shown], self.chosen_names())
         self.play(FadeIn(*written, self.output_name(plane)), *self.lost(), run_time=0.4)
-        self.hold(0.8)
+        self.hold(0.6)
 
     def output_name(self, plane: MixingPlane) -> Label:
         """Return the word beside the bead, on the side of the origin."""
@@ -366,7 +367,7 @@ class MixtureOfExperts(TopicScene):
         self.say(
             "Its one weight can only follow the shadow on its arrow."
             if alone
-            else "The weights can only move it along the line, as the shadow points."
+            else "The weights can only move it along the line."
         )
         self.play(plane.animate.cast_shadow(), run_time=1.0)
         self.hold(0.3)
@@ -611,7 +612,7 @@ class MixtureOfExperts(TopicScene):
         copy = real.copy()
         self.add(copy)
         to = [4.0, 0.2, 0]
-        self.play(copy.animate.move_to(to), run_time=0.7)
+        self.play(copy.animate.move_to(to), run_time=0.5)
         self.say("Shuffled, the pattern is gone: it was real.")
         self.play(copy.animate.set_values(trace.class_by_expert_shuffled), run_time=0.9)
         chance = self.bits(f"{trace.specialization_shuffled_bits:.2f} bits", copy, "after shuffling")
