@@ -46,7 +46,7 @@ COMPARED = 12  # documents whose cosines have room
 
 
 class RAG(TopicScene):
-    """How does a model answer from a document it was never trained on?"""
+    """How does a model answer from a document that is not in its weights?"""
 
     core = rag
     takeaway = "Retrieval is a dot product between arrows; the answer is only as right as what it finds."
@@ -177,7 +177,7 @@ class RAG(TopicScene):
 
     @chapter("Arrows on a circle")
     def arrows_on_a_circle(self):
-        """Training turns meaning into direction."""
+        """Training turns each question to its document."""
         trace = self.trace
         gold, stop, last = int(trace.gold), int(trace.shown_step), len(trace.training_steps) - 1
         center, count = np.array([*CENTER, 0.0]), len(trace.doc_names)
@@ -207,17 +207,18 @@ class RAG(TopicScene):
             self.play(FadeIn(text), run_time=0.3)
             self.become_arrow(text, center, plane.animate.show(gold))
             self.play(RowByRow(plane, [k for k in range(count) if k != gold]), run_time=0.6)
-        self.say("Untrained, a question does not point to its document.")
+        word = trace.paraphrase if trace.config.use_paraphrase else trace.owner
+        self.say(f"Untrained, “{word}” does not point to the {trace.owner}’s document.")
         self.play(docs.animate.focus(gold).label(gold), questions.animate.focus(gold), run_time=0.5)
         self.hold(0.8)
         self.play(docs.animate.lead(), questions.animate.lead(), FadeIn(chart, chance), run_time=0.4)
         self.train(docs, questions, chart, loss, 0, stop, 1.6)
         self.say("Its own document pulls it; all others push, the near ones most.")
         self.tug(docs, questions, gold)
-        self.say("Training turns meaning into direction.")
+        self.say("Training turns each question to its document.")
         self.train(docs, questions, chart, loss, stop, last, 3.3)
         self.play(docs.animate.label(), run_time=0.4)
-        self.hold(0.8)
+        self.hold(0.5)
 
     def become_arrow(self, text: TokenRow, center: np.ndarray, arrow_comes: Any) -> None:
         """Let a text shrink to where all arrows start, and its own arrow come out."""
@@ -350,7 +351,7 @@ class RAG(TopicScene):
             Label("dot products", size=0.22, color=theme.MUTED).move_to([2.2, 2.55, 0], aligned_edge=LEFT),
             Label("best found", size=0.22, color=theme.MUTED).move_to([6.5, 2.55, 0], aligned_edge=RIGHT),
         ]
-        self.say(f"Exact search compares with every one. Wikipedia has {trace.sizes['passages']:count} passages.")
+        self.say(f"Exact search compares with all. Wikipedia has {trace.sizes['passages']:count} passages.")
         self.play(FadeIn(circle.docs, query), run_time=theme.QUICK)
         self.play(FadeIn(*titles), run_time=0.3)
         self.compare(circle, trace.doc_points, every, 1.6)
@@ -361,15 +362,13 @@ class RAG(TopicScene):
         row = self.cost(trace.ivf_query_cost[probe], words, trace.ivf_found_count[probe], 0.45)
         lit = [k for k, is_in in enumerate(trace.ivf_scored) if is_in]
         self.compare(circle, trace.doc_points[lit], row, 0.9)
-        self.say("Near a border, a document behind it can be missed.")
+        self.say("Another question near a border can miss a document behind it.")
         self.play(query.animate.set_tips(trace.border_point.reshape(1, 2)), run_time=1.0)
         self.play(*self.look_into(circle, cells, trace.border_cells[:1]), run_time=0.6)
         missed = [int(k) for k, hit in zip(trace.border_topk, trace.border_found[0], strict=True) if not hit]
         rings = [Frame(0.36, 0.36, color=theme.LOSS, line=theme.THICK).move_to(circle.docs.tip(k)) for k in missed]
-        self.play(
-            FadeIn(*rings, *self.cost(trace.border_cost[0], "near a border", trace.border_found_count[0], -0.65)),
-            run_time=0.5,
-        )
+        row = self.cost(trace.border_cost[0], "a question near a border", trace.border_found_count[0], -0.65)
+        self.play(FadeIn(*rings, *row), run_time=0.5)
         self.hold(0.5)
         self.say("Search fewer places, and risk missing one.")
         self.play(*self.look_into(circle, cells, trace.border_cells[:2]), run_time=0.8)
@@ -420,44 +419,44 @@ class RAG(TopicScene):
         memory = mark(bars, old, "from memory", MODEL)
         page = Page(trace)
         title = heading(bars, "the model’s answer", old)
-        self.say("Without a document, the answer comes from memory.")
-        asked = page.question.copy().hide(slice(page.asked, None))
-        self.play(FadeIn(asked, bars, memory, title), run_time=theme.QUICK)
+        if trace.config.use_paraphrase:
+            self.say(f"This tiny reader knows only “{trace.owner}”: ask it by name.")
+        else:
+            self.say("Without a document, the answer comes from memory.")
+        self.play(FadeIn(page.question, page.names[1], bars, memory, title), run_time=theme.QUICK)
         self.hold(0.5)
         self.say("Put the best match before the question.")
-        self.slide_in(page, page.names[0])
+        self.slide_in(page, page.names[0], page.names[2])
         looked = Label(f"{trace.reader_place_weight[0]:.1%} of one head’s attention", color=theme.SCORE)
         keep_inside(looked.next_to(page.links, RIGHT, buff=0.3))
-        self.play(asked.animate.show(), FadeIn(page.names[1]), run_time=0.3)
-        self.remove(asked)
-        self.add(page.question)
         self.play(FadeIn(page.links, page.ring, looked), run_time=0.7)
+        self.say("The document changes the prediction, not the weights.")
         self.play(FadeOut(memory), bars.animate.set_values(trace.per_doc[0]), run_time=1.0)
         sure = self.sure(bars, 0)
         self.play(FadeIn(sure), run_time=0.3)
-        self.say("The document changes the prediction, not the weights.")
         last = min(READ, len(trace.per_doc)) - 1
         if not last:
             return
         self.hold(1.2)
         self.say("Another document, another answer: it copies what it reads.")
         gone = FadeOut(page.links, page.ring, sure, looked)
-        self.play(gone, page.document.animate.shift(14 * RIGHT), FadeOut(page.names[0]), run_time=0.6)
+        gone = [gone, FadeOut(page.names[0], page.names[2]), page.question.animate.hide(page.begun)]
+        self.play(*gone, page.document.animate.shift(14 * RIGHT), run_time=0.6)
         self.remove(page.document, page.question)
         other = Page(trace, last)
         self.add(other.question)
-        self.slide_in(other, other.names[0])
+        self.slide_in(other, other.names[0], page.names[2])
         self.play(FadeIn(other.links, other.ring), run_time=0.4)
         self.play(bars.animate.set_values(trace.per_doc[last]), run_time=0.8)
         self.play(FadeIn(self.sure(bars, last)), run_time=0.3)
         self.hold(0.5)
 
-    def slide_in(self, page: Page, name: Label) -> None:
-        """Let the document of a page come in from the left."""
+    def slide_in(self, page: Page, *names: Label) -> None:
+        """Let the document of a page come in from the left, and then the answer begin."""
         page.document.shift(10 * LEFT)
         self.add(page.document)
         self.play(page.document.animate.shift(10 * RIGHT), run_time=0.8)
-        self.play(FadeIn(name), run_time=0.2)
+        self.play(FadeIn(*names), page.question.animate.show(page.begun), run_time=0.3)
 
     def sure(self, bars: Bars, rank: int) -> Label:
         """Return how likely the reader's answer is after a document, over its bar."""
@@ -483,7 +482,7 @@ class RAG(TopicScene):
             name = Label(f"{trace.doc_names[int(doc)]}", size=min(theme.LABEL, max(theme.SMALL, 0.5 * unit)))
             names.append(name.scale(min(1.0, 1.55 / name.width)).move_to([-6.5, base + unit / 2, 0], aligned_edge=LEFT))
         prior = Bars(
-            trace.prior, limit=1.0, length=0.8, step=pitch, thickness=min(0.5, 0.3 / pitch), role=QUESTION,
+            trace.prior, limit=1.0, length=0.8, step=pitch, thickness=min(0.5, 0.3 / pitch), role=ANSWER,
             number=".0%", number_size=theme.LABEL,
         ).move_to([-4.75, rows[0].get_center()[1] + pitch / 2, 0], aligned_edge=UP + LEFT)  # fmt: skip
         total = places(
@@ -491,7 +490,7 @@ class RAG(TopicScene):
             name_size=theme.SMALL, **looks,
         ).set_x(middle)  # fmt: skip
         ground = total.copy().hide()
-        match = Label("match", color=theme.QUERY, bold=True).move_to([-4.75, 2.75, 0], aligned_edge=LEFT)
+        match = Label("match", color=theme.SCORE, bold=True).move_to([-4.75, 2.75, 0], aligned_edge=LEFT)
         after = Label("answer after reading it", color=theme.MUTED).move_to([6.5, 2.75, 0], aligned_edge=RIGHT)
         sums = Label("the answer", size=0.26, bold=True).next_to(total, LEFT, buff=0.3, aligned_edge=UP)
         sums.align_to([-6.5, 0, 0], LEFT)
@@ -537,7 +536,8 @@ class RAG(TopicScene):
         """Let the true answer flow back to the documents: the match becomes the credit."""
         trace = self.trace
         back = [piece.copy().set_z_index(1) for piece in pieces]
-        credit = Label("credit", color=theme.KEY, bold=True).move_to(match, aligned_edge=LEFT)
+        right = trace.answer_words[int(trace.true_place)]
+        credit = Label(f"credit if “{right}” is right", color=theme.KEY, bold=True).move_to(match, aligned_edge=LEFT)
         self.add(*back)
         ways = [
             piece.animate(path_arc=0.6).scale(0.4).move_to(prior.tip(rank)).set_opacity(0)
@@ -606,11 +606,11 @@ class RAG(TopicScene):
         new = self.cartridge(trace.doc_texts, "library B: today", DOCUMENT)
         slot = Frame(6.2, 3.3, color=theme.LINES).move_to([-2.9, -0.55, 0])
         empty = Label("no library", size=0.26, color=theme.MUTED).move_to(slot)
-        self.say("About today, memory is hardly ever right.")
+        self.say("About today, memory is mostly wrong.")
         self.play(FadeIn(model, frozen, title, names[0], slot, empty), run_time=theme.QUICK)
         self.add(bars)
         self.play(bars.animate.show(0), run_time=0.6)
-        self.say("Plug in yesterday’s library, then today’s. No weight changes.")
+        self.say("Plug in yesterday’s library, then today’s. The reader’s weights stay.")
         self.play(FadeOut(empty), run_time=0.2)
         self.slide(old, 7.6 * RIGHT, 0.7)
         self.play(FadeIn(plug, names[1]), bars.animate.show(1), run_time=0.6)
@@ -620,7 +620,7 @@ class RAG(TopicScene):
         self.remove(*old)
         self.slide(new, 7.6 * RIGHT, 0.8)
         self.play(FadeIn(plug, names[2]), bars.animate.show(2), run_time=0.8)
-        self.hold(0.5)
+        self.hold(1.8)
         self.finish_beat()
         self.clear_stage()
         self.wrong_document()
@@ -684,7 +684,9 @@ class RAG(TopicScene):
         best = circle.best[:READ]
         title = Label("each document is an arrow", size=0.28, color=theme.KEY, bold=True).move_to([CENTER[0], 3.1, 0])
         query = circle.arrow(circle.far()).hide()
-        asked = paper(trace.query_text, QUESTION, 5.0).move_to([3.95, 1.35, 0])
+        asked, plain = (
+            paper(text, QUESTION, 5.0).move_to([3.95, 1.35, 0]) for text in (trace.query_text, trace.reader_question)
+        )
         bars = Bars(
             trace.closed_book, limit=1.0, length=2.7, step=0.3, role=ANSWER, number=None, names=trace.answer_words,
             name_size=0.19,
@@ -693,9 +695,10 @@ class RAG(TopicScene):
             paper(trace.doc_texts[k], DOCUMENT, 5.0).move_to([3.95, 3.2 - 0.58 * row, 0]) for row, k in enumerate(best)
         ]
         spots = [row.get_center() for row in strip]
+        read = "after reading each, averaged" if len(best) > 1 else "answer after reading"
         words = [
-            Label(text, size=0.26, color=getattr(theme, role), bold=True).move_to([2.6, 0.72, 0], aligned_edge=LEFT)
-            for text, role in (("answer from memory", MODEL), ("answer after reading", ANSWER))
+            Label(text, size=0.24, color=getattr(theme, role), bold=True).move_to([2.0, 0.72, 0], aligned_edge=LEFT)
+            for text, role in (("answer from memory", MODEL), (read, ANSWER))
         ]
         self.add(circle.docs, title)
         self.hold(0.4)
@@ -710,12 +713,13 @@ class RAG(TopicScene):
             row.animate(path_arc=-0.9).scale(1 / 0.3).move_to(spot).set_opacity(1)
             for row, spot in zip(strip, spots, strict=True)
         ]
-        self.play(LaggedStart(*flights, lag_ratio=0.15), run_time=0.9)
+        self.play(LaggedStart(*flights, lag_ratio=0.15), FadeOut(asked), run_time=0.9)
+        self.play(FadeIn(plain), run_time=0.2)
         self.play(bars.animate.set_values(trace.marginal), FadeOut(words[0]), run_time=0.7)
         self.play(FadeIn(words[1]), run_time=0.2)
         self.hold(1.3)
         closing = [circle.wedge.animate.set_angles(trace.wedge[0])] if circle.is_flat else []
-        gone = FadeOut(*strip, asked, bars, words[1])
+        gone = FadeOut(*strip, plain, bars, words[1])
         self.play(*closing, gone, circle.docs.animate.lead(), query.animate.hide(), run_time=0.5)
         self.remove(circle.wedge, query)
         self.hold(0.2)

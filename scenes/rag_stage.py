@@ -75,8 +75,9 @@ class Page:
         tokens, place = trace.reader_tokens[rank], int(trace.reader_place)
         end = place + 2  # of the document, its stop included
         self.document = TokenRow(tokens[1:end], roles=DOCUMENT, size=0.22, height=0.52).move_to([0, top, 0])
-        self.asked = [str(token) for token in tokens[end:]].index("?") + 1  # tiles of the question; the rest answers
-        roles = [QUESTION] * self.asked + [ANSWER] * (len(tokens) - end - self.asked)
+        asked = [str(token) for token in tokens[end:]].index("?") + 1  # tiles of the question; the rest answers
+        self.begun = slice(asked, None)  # the start of the answer: not there at first
+        roles = [QUESTION] * asked + [ANSWER] * (len(tokens) - end - asked)
         self.question = TokenRow(tokens[end:], size=0.22, height=0.52, roles=roles)
         self.question.move_to([0, top - 1.3, 0])
         for row in (self.document, self.question):
@@ -90,9 +91,12 @@ class Page:
             Label(words, size=0.22, color=getattr(theme, role), bold=True).next_to(row, RIGHT, buff=0.3)
             for words, role, row in (
                 ("retrieved document", DOCUMENT, self.document),
-                ("question and answer so far", QUESTION, self.question),
+                ("question", QUESTION, self.question),
             )
         ]
+        so_far = Label("and answer so far", size=0.22, color=theme.SCORE, bold=True)
+        self.names.append(so_far.next_to(self.names[1], RIGHT, buff=0.12))
+        self.question.hide(self.begun)
 
 
 def question_row(trace: Any, **looks: Any) -> TokenRow:
