@@ -486,16 +486,16 @@ class RAG(TopicScene):
             number=".0%", number_size=theme.LABEL,
         ).move_to([-4.75, rows[0].get_center()[1] + pitch / 2, 0], aligned_edge=UP + LEFT)  # fmt: skip
         total = places(
-            trace, trace.marginal, base=2.6 - pitch * count - unit, outline=True, role="TEXT",
-            name_size=theme.SMALL, **looks,
+            trace, trace.marginal, base=2.6 - pitch * count - unit, outline=True, role="TEXT", names=(), **looks,
         ).set_x(middle)  # fmt: skip
+        spots = self.name_places(total, 0.95 * step)
         ground = total.copy().hide()
         match = Label("match", color=theme.SCORE, bold=True).move_to([-4.75, 2.75, 0], aligned_edge=LEFT)
         after = Label("answer after reading it", color=theme.MUTED).move_to([6.5, 2.75, 0], aligned_edge=RIGHT)
         sums = Label("the answer", size=0.26, bold=True).next_to(total, LEFT, buff=0.3, aligned_edge=UP)
         sums.align_to([-6.5, 0, 0], LEFT)
         self.say("Each document gives an answer of its own.")
-        self.play(FadeIn(after, ground), run_time=0.3)
+        self.play(FadeIn(after, ground, *spots), run_time=0.3)
         self.play(LaggedStart(*(FadeIn(*pair) for pair in zip(rows, names, strict=True)), lag_ratio=0.4), run_time=1.4)
         self.hold(0.3)
         self.say("Average the answers, weighted by the match.")
@@ -512,6 +512,18 @@ class RAG(TopicScene):
         self.finish_beat()
         self.clear_stage()
         self.many()
+
+    def name_places(self, bars: Bars, widest: float) -> list[Label]:
+        """Return the names of places under their bars, large where a document leads."""
+        trace, foot = self.trace, bars.get_bottom()[1]
+        led = {int(np.argmax(row)) for row in trace.per_doc}
+        names = []
+        for k, word in enumerate(trace.answer_words):
+            size, color = (0.24, theme.TEXT) if k in led else (theme.SMALL, theme.MUTED)
+            name = Label(f"{word}", size=size, color=color)
+            name.scale(min(1.0, widest / name.width))
+            names.append(name.move_to([bars.tip(k)[0], foot - 0.12, 0], aligned_edge=UP))
+        return names
 
     def drop(self, rows: list[Bars], total: Bars) -> dict[int, list[Bars]]:
         """Let what can be seen of the rows fall on one pile; return the pieces that lie over each place."""
