@@ -632,7 +632,7 @@ class RAG(TopicScene):
         self.remove(*old)
         self.slide(new, 7.6 * RIGHT, 0.8)
         self.play(FadeIn(plug, names[2]), bars.animate.show(2), run_time=0.8)
-        self.hold(1.8)
+        self.hold(1.6)
         self.finish_beat()
         self.clear_stage()
         self.wrong_document()
