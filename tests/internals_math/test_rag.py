@@ -502,6 +502,24 @@ def test_the_answers_follow_the_library_and_a_wrong_document_misleads(trace):
     assert trace.wrong_doc_answer.max() > 0.9  # confident, and wrong
 
 
+def test_wrong_documents_are_counted_pair_by_pair_and_the_nearest_of_them_is_shown():
+    library = experiment.make_library(Config(n_docs=6))
+    readings, retriever = experiment.read_everything(library), experiment.train_retriever(library, Config(n_docs=6))
+    places = library.places().tolist()
+    pairs = [(question, doc) for question in range(6) for doc in range(6) if question != doc]
+    answers = [int(readings.open["B"][pair].argmax()) for pair in pairs]
+    for asked in range(6):
+        found = experiment.swap_fields(library, retriever, readings, Config(n_docs=6, query_index=asked))
+        right = sum(answer == places[question] for answer, (question, _) in zip(answers, pairs, strict=True))
+        copied = sum(answer == places[doc] for answer, (_, doc) in zip(answers, pairs, strict=True))
+        assert found["accuracy_miss"] == pytest.approx(right / 30)
+        assert found["miss_copies"] == pytest.approx(copied / 30)
+        near = similarity(retriever.questions[-1, asked][None], retriever.docs[-1])[0].tolist()
+        wrong = [doc for doc in range(6) if places[doc] != places[asked]]
+        assert found["wrong_doc"] == max(wrong, key=near.__getitem__)
+        assert torch.equal(found["wrong_doc_answer"], readings.open["B"][asked, found["wrong_doc"]])
+
+
 @pytest.mark.parametrize("count", [6, 12])
 def test_both_systems_are_counted_question_by_question(count):
     library = experiment.make_library(Config(n_docs=count))
