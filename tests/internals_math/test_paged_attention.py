@@ -739,8 +739,9 @@ def test_more_requests_fit_when_memory_is_paged(trace):
     assert 4 < float(trace.large_serving.running_ratio[3]) < 6
     # not far from what the paper measured with its own lengths and arrivals
     assert tuple(trace.quoted_kv_use) == POLICIES
-    for share, quoted in zip(trace.large_serving.mean_tokens.tolist(), trace.quoted_kv_use.values(), strict=True):
-        assert share == pytest.approx(quoted, abs=0.05)
+    near = {"max": 0.03, "pow2": 0.05, "oracle": 0.03, "paged": 0.03}
+    for policy, share in zip(POLICIES, trace.large_serving.mean_tokens.tolist(), strict=True):
+        assert share == pytest.approx(trace.quoted_kv_use[policy], abs=near[policy])
 
 
 def test_the_stacked_shares_rise_to_the_whole_memory_and_stop_when_all_is_done(trace):
