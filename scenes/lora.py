@@ -22,9 +22,10 @@ from scenes.kit.bars import Bars
 from scenes.kit.chart import Chart, round_ticks
 from scenes.kit.formula import Formula
 from scenes.kit.label import Label, Readout, counted
+from scenes.kit.legend import sign_key
 from scenes.kit.motion import ColumnByColumn, RowByRow
 from scenes.kit.point_cloud import PointCloud
-from scenes.kit.shapes import Frame, arrow
+from scenes.kit.shapes import arrow
 from scenes.kit.tensor_grid import TensorGrid, largest
 from scenes.kit.topic_scene import TopicScene, chapter, loop
 from scenes.lora_stage import ProductStage
@@ -59,7 +60,7 @@ class LoRA(TopicScene):
         scale, same = (self.scale(trace.largest_weight, grid, "FROZEN") for grid in (before, after))
         own = self.scale(trace.largest_change, after, "WEIGHT")
         self.say("One matrix of a tiny model, before and after it learned a farm dialect.")
-        self.play(FadeIn(before, matrix, scale, self.sign_key().move_to([0, -2.35, 0])), run_time=theme.QUICK)
+        self.play(FadeIn(before, matrix, scale, sign_key().move_to([0, -2.35, 0])), run_time=theme.QUICK)
         moving = before.copy()
         self.add(moving)
         self.play(moving.animate.move_to(after).set_opacity(0), FadeIn(after, tuned, same), run_time=1.1)
@@ -94,14 +95,6 @@ class LoRA(TopicScene):
     def full_color(self, value: Any, grid: TensorGrid) -> Label:
         """Return what the full colors of a matrix stand for."""
         return Label(f"full color: ±{value:.2f}", color=theme.MUTED).next_to(grid, DOWN, buff=0.2)
-
-    def sign_key(self) -> Group:
-        """Return which color is which sign."""
-        rows = [
-            Group(Frame(0.06, 0.06, color=color, line=theme.THICK, radius=0.02), Label(words, color=theme.MUTED))
-            for color, words in ((theme.POSITIVE, "above zero"), (theme.NEGATIVE, "below zero"))
-        ]
-        return Group(*(row.arrange(RIGHT, buff=0.18) for row in rows)).arrange(DOWN, buff=0.16, aligned_edge=LEFT)
 
     # -- chapter 2 --------------------------------------------------------------------------------------------------
 

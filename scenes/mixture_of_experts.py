@@ -12,6 +12,7 @@ from scenes.kit.bars import Bars
 from scenes.kit.chart import Chart
 from scenes.kit.formula import Formula
 from scenes.kit.label import Label, Readout, counted
+from scenes.kit.legend import sign_key
 from scenes.kit.links import Links
 from scenes.kit.mixing_plane import MixingPlane
 from scenes.kit.motion import ColumnByColumn, RowByRow, Stream
@@ -99,7 +100,7 @@ class MixtureOfExperts(TopicScene):
         others = [k for k in range(len(words.tokens)) if k != shown]
         self.play(words.animate.recede(others).paint(shown, "SCORE"), run_time=0.4)
         self.play(FadeIn(strip, target_position=words.tile_center(shown), scale=0.2), run_time=0.8)
-        signs = Label("orange: above zero, blue: below", color=theme.MUTED).next_to(router, DOWN, buff=0.15)
+        signs = sign_key(RIGHT).next_to(router, DOWN, buff=0.2)
         self.play(FadeIn(vector, router, title, names, signs), run_time=0.4)
         self.say("Multiply cell by cell, and add up: that is the expert’s score.")
         self.add(scores)
@@ -195,10 +196,9 @@ class MixtureOfExperts(TopicScene):
         whole = Label("a whole", color=theme.MUTED).next_to(bar.room, RIGHT, buff=0.25)
         self.play(FadeIn(bar.room, whole), run_time=0.3)
         for k, piece in enumerate(flying):
-            start, end = bar.pieces[k].to_scene(-length / 2, 0), bar.pieces[k].tip(0)
-            there = piece.animate.move_to((start + end) / 2).stretch_to_fit_height(bar.pieces[k].height)
+            there = piece.animate.move_to(bar.pieces.part_center(k)).stretch_to_fit_height(bar.pieces.height)
             self.play(there, written[k].animate.move_to(below[k]), run_time=min(0.6, 1.2 / len(flying)))
-        self.add(*bar.pieces)
+        self.add(bar.pieces)
         self.remove(*flying)
 
     # -- chapters 3 and 4 -------------------------------------------------------------------------------------------
@@ -295,10 +295,11 @@ class MixtureOfExperts(TopicScene):
             else f"The output is a weighted average of {trace.config.top_k:d} experts."
         )
         arrives = plane.animate.connect().put(trace.plane[shown, 0])
-        self.play(FadeIn(bar.room, title, *bar.pieces), arrives, run_time=theme.QUICK)
+        self.play(FadeIn(bar.room, title, bar.pieces), arrives, run_time=theme.QUICK)
         pace = min(1.3, 3.4 / len(chosen))
         for stop in range(1, len(trace.mix_gates)):
-            self.play(*bar.share_out(trace.mix_gates[stop]), plane.animate.put(trace.plane[shown, stop]), run_time=pace)
+            shares = bar.pieces.animate.set_values(trace.mix_gates[stop])
+            self.play(shares, plane.animate.put(trace.plane[shown, stop]), run_time=pace)
             self.hold(0.2)
         written = bar.written(trace.weights[shown], self.chosen_names())
         self.play(FadeIn(*written, self.output_name(plane)), *self.lost(), run_time=0.4)
@@ -356,7 +357,7 @@ class MixtureOfExperts(TopicScene):
         ]
         output = self.output_name(plane)
         tips = self.tip_names(plane)
-        self.add(plane, output, *tips, bar.room, *bar.pieces, *written, scores, heads[0])
+        self.add(plane, output, *tips, bar.room, bar.pieces, *written, scores, heads[0])
         self.say("The loss pushes the output where it would fall fastest.")
         self.play(plane.animate.grow_push(), run_time=1.0)
         downhill = Label("against the gradient", bold=True, color=theme.GRADIENT)
@@ -389,7 +390,7 @@ class MixtureOfExperts(TopicScene):
             FadeIn(after),
             scores.animate.set_values(trace.logits_after[shown]),
             plane.animate.put(trace.output_after[shown]),
-            *bar.share_out(trace.weights_after[shown]),
+            bar.pieces.animate.set_values(trace.weights_after[shown]),
             run_time=1.6,
         )
         self.play(FadeIn(*bar.written(trace.weights_after[shown], self.chosen_names())), run_time=0.3)
@@ -407,7 +408,6 @@ class MixtureOfExperts(TopicScene):
         title, role = RUNS[run]
         return LoadPanel(
             title, NOTES[run], *histories[run], names=trace.expert_names, even=trace.even_load, role=role, x=x,
-            color=getattr(theme, role),
             limit=largest(*(loads for loads, _ in histories.values())),
         )  # fmt: skip
 
@@ -708,15 +708,12 @@ class MixtureOfExperts(TopicScene):
                 label = Label(words, size=0.26, color=theme.MUTED).next_to(value, DOWN, buff=0.25)
                 label.align_to(value, LEFT)
             else:
-                place = squares.get_bottom() + side / 2 * LEFT + (0.35 + 0.45 * k) * DOWN
+                place = squares.get_bottom() + side / 2 * LEFT + (0.32 + 0.38 * k) * DOWN
                 value = Label(number, size=0.24, bold=True, color=color).move_to(place, aligned_edge=LEFT)
                 label = Label(words, color=theme.MUTED).next_to(value, RIGHT, buff=0.2).align_to(value, DOWN)
             labels.append((value, label))
         shared = Label("attention serves every word", color=theme.MUTED)
-        if big:
-            shared.next_to(labels[1][1], DOWN, buff=0.3).align_to(labels[1][1], LEFT)
-        else:
-            shared.next_to(name, UP, buff=0.2).align_to(name, LEFT)
+        shared.next_to(labels[1][1], DOWN, buff=0.3 if big else 0.2).align_to(labels[1][0], LEFT)
         labels[1] = (*labels[1], shared)
         return [name, squares, labels]
 

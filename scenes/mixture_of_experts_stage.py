@@ -13,6 +13,7 @@ from scenes.kit.label import Label, Readout
 from scenes.kit.number_line import NumberLine
 from scenes.kit.shapes import Frame
 from scenes.kit.slot_map import SlotMap
+from scenes.kit.stacked_bar import StackedBar
 from scenes.kit.token_row import TokenRow
 from scenes.kit.traced import Traced
 
@@ -111,24 +112,11 @@ class SharedBar:
 
     def __init__(self, shares: Traced, *, left: Any, length: float, height: float = 0.5) -> None:
         self.left, self.length = np.asarray(left, dtype=float), length
-        self.room = Frame(length + 0.08, height + 0.04, color=theme.MUTED).move_to(self.left + length / 2 * RIGHT)
-        self.pieces = [
-            Bars(shares[k : k + 1], limit=1.0, length=length, step=height, thickness=0.84, role=CHOICES[k], number=None)
-            for k in range(len(shares))
-        ]
-        self._line_up(self.pieces)
-
-    def _line_up(self, pieces: list[Bars]) -> None:
-        start = self.left
-        for piece in pieces:
-            piece.move_to(start + self.length / 2 * RIGHT)
-            start = piece.tip(0)
-
-    def share_out(self, shares: Traced) -> list[Any]:
-        """Return the motions to other shares."""
-        targets = [piece.copy().set_values(shares[k : k + 1]) for k, piece in enumerate(self.pieces)]
-        self._line_up(targets)
-        return [piece.animate.become(target) for piece, target in zip(self.pieces, targets, strict=True)]
+        middle = self.left + length / 2 * RIGHT
+        self.room = Frame(length + 0.08, height + 0.04, color=theme.MUTED).move_to(middle)
+        self.pieces = StackedBar(
+            shares, limit=1.0, length=length, thickness=0.84 * height, roles=CHOICES[: len(shares)]
+        ).move_to(middle)
 
     def written(self, shares: Traced, names: Sequence[Any]) -> list[Label]:
         """Return who has which share, one after the other below the bar, in the color of its piece."""
@@ -156,10 +144,10 @@ class LoadPanel:
 
     def __init__(
         self, title: str, note: str, loads: Traced, effective: Traced, *, names: Sequence[Any], even: Traced,
-        limit: float, x: float, color: str, role: str,
+        limit: float, x: float, role: str,
     ) -> None:  # fmt: skip
         self.loads, self.effective = loads, effective
-        count, width, height = len(names), 3.8, 2.6
+        count, width, height, color = len(names), 3.8, 2.6, getattr(theme, role)
         self.bars = Bars(
             loads[0], direction="up", limit=limit, length=height, step=width / count, thickness=0.74, role=role,
             number=None, names=names,

@@ -8,13 +8,13 @@ import numpy as np
 
 from scenes.kit import theme
 from scenes.kit.painter import Painter
-from scenes.kit.picture import Data, Measure, Parts
+from scenes.kit.picture import Data, Measure, PaintedParts
 from scenes.kit.token_row import BOS, require_tokens
 from scenes.kit.traced import Traced, format_number, require_traced
 from scenes.kit.typography import Style, width
 
 
-class Bars(Parts):
+class Bars(PaintedParts):
     """One bar for each value of a 1-D field; NaN is no bar.
 
     The box is the ground the bars grow on: names stand before it, numbers at the end of each bar.
@@ -112,10 +112,6 @@ class Bars(Parts):
     def clear_ghosts(self) -> Self:
         self.ghosts = None
         return self
-
-    def paint(self, which: Any, role: str) -> Self:
-        """Give bars the color of a role."""
-        return self._set("color", which, np.array(theme.rgb(getattr(theme, role))))
 
     def tip(self, index: int) -> np.ndarray:
         """Return the scene point at the end of a bar."""

@@ -8,7 +8,7 @@ import numpy as np
 
 from scenes.kit import theme
 from scenes.kit.painter import Painter
-from scenes.kit.picture import Data, Picture
+from scenes.kit.picture import Data, Parts
 from scenes.kit.token_row import BOS, require_tokens
 from scenes.kit.traced import Traced, format_number, require_traced
 from scenes.kit.typography import Style, width
@@ -17,7 +17,7 @@ BAR = 0.2  # height of the length below the line
 REACH = 0.85  # of the angle
 
 
-class KeyPlane(Picture):
+class KeyPlane(Parts):
     """The query points to the right; every key starts where it starts. A dropped key leaves its length on the line.
 
     The box holds the arrows; lengths lie just below its foot.
@@ -30,7 +30,7 @@ class KeyPlane(Picture):
         unit: frame units for a vector of length 1.
     """
 
-    animated = ("opacity", "shown", "emphasis", "labeled", "dropped", "opened")
+    animated = ("opacity", "presence", "emphasis", "labeled", "dropped", "opened")
 
     def __init__(self, keys: Traced, query: Traced, *, angles: Traced, names: Sequence[Any], unit: float) -> None:
         self.values, self.query = require_traced(keys, "KeyPlane"), require_traced(query, "KeyPlane")
@@ -46,23 +46,11 @@ class KeyPlane(Picture):
         self.low = min(0.0, float(self.places[:, 0].min()))
         high = max(float(self.query[0]), float(self.places[:, 0].max()))
         super().__init__((high - self.low) * unit, float(self.places[:, 1].max()) * unit)
-        self.shown = np.zeros(count)  # opacity of each key
+        self.presence = np.zeros(count)  # opacity of each key
         self.emphasis = np.ones(count)
         self.labeled = np.zeros(count)
         self.dropped = np.zeros(count)  # how much of its length lies on the line
         self.opened = np.zeros(count)  # opacity of its angle
-
-    def show(self, which: Any = slice(None)) -> Self:
-        """Let keys appear."""
-        return self._set("shown", which, 1.0)
-
-    def recede(self, which: Any = slice(None)) -> Self:
-        """Step keys back."""
-        return self._set("emphasis", which, 0.0)
-
-    def lead(self, which: Any = slice(None)) -> Self:
-        """Give keys their full color again."""
-        return self._set("emphasis", which, 1.0)
 
     def label(self, which: Any, amount: float = 1.0) -> Self:
         """Write the words of keys at their tips."""
@@ -94,14 +82,14 @@ class KeyPlane(Picture):
         x, y = self._at(0.0, 0.0)
         painter.polyline([(-half - 0.15, y), (half + 0.15, y)], stroke=theme.LINES, line=theme.HAIRLINE)
         for k in np.argsort(self.emphasis, kind="stable"):  # what leads lies on top
-            if self.shown[k] > 0:
+            if self.presence[k] > 0:
                 self._draw_key(painter, int(k), (x, y))
         painter.arrow((x, y), self._at(*np.asarray(self.query, dtype=float)), color=theme.QUERY, line=theme.THICK)
         painter.circle(x, y, 0.06, fill=theme.TEXT)
 
     def _draw_key(self, painter: Painter, k: int, start: tuple[float, float]) -> None:
         (x, y), tip = start, self._at(*self.places[k])
-        shown, dropped, opened = float(self.shown[k]), float(self.dropped[k]), float(self.opened[k])
+        shown, dropped, opened = float(self.presence[k]), float(self.dropped[k]), float(self.opened[k])
         emphasis = float(self.emphasis[k])
         color = theme.recede(theme.KEY, emphasis)
         if opened > 0:
@@ -144,7 +132,7 @@ class KeyPlane(Picture):
 
     def ledger(self) -> list[tuple[str, str]]:
         entries = [("query", self.query.origin)]
-        for k in np.flatnonzero(self.shown > 0):
+        for k in np.flatnonzero(self.presence > 0):
             entries.append(("arrow", self.values[k].origin))
             if self.labeled[k] > 0:
                 entries.append((str(self.names[k]), self.names[k].origin))

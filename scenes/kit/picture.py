@@ -12,6 +12,7 @@ import cairo
 import numpy as np
 from manim import Mobject
 
+from scenes.kit import theme
 from scenes.kit.painter import Painter
 from scenes.kit.traced import Traced
 
@@ -192,3 +193,13 @@ class Parts(Picture):
     def focus(self, which: Any) -> Self:
         """Let everything recede but these parts."""
         return self._set("emphasis", slice(None), 0.0)._set("emphasis", which, 1.0)
+
+
+class PaintedParts(Parts):
+    """Parts that have a color each; a subclass makes that array too."""
+
+    color: np.ndarray  # (parts, 3)
+
+    def paint(self, which: Any, role: str) -> Self:
+        """Give parts the color of a role."""
+        return self._set("color", which, theme.rgb(getattr(theme, role)))

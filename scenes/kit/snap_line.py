@@ -6,7 +6,7 @@ import numpy as np
 
 from scenes.kit import theme
 from scenes.kit.painter import Painter
-from scenes.kit.picture import Data, Parts, Picture
+from scenes.kit.picture import Data, PaintedParts, Picture
 from scenes.kit.traced import Traced, format_number, require_traced
 from scenes.kit.typography import Style
 
@@ -15,7 +15,7 @@ SEGMENT = 0.09  # width of an error
 CLEAR = 0.16  # distance of ticks from which they have their full strength
 
 
-class SnapLine(Parts):
+class SnapLine(PaintedParts):
     """A number line whose ticks run up through one lane for each value; a dot leaves a red segment where it snaps.
 
     The box holds the lanes; codes of the levels stand below it.
@@ -98,10 +98,6 @@ class SnapLine(Parts):
         self.values = self.hats = values
         self.amounts = self.places = np.asarray(values, dtype=float)
         return self
-
-    def paint(self, which: Any, role: str) -> Self:
-        """Give dots the color of a role."""
-        return self._set("color", which, theme.rgb(getattr(theme, role)))
 
     def _hold(self, hats: Traced) -> Self:
         if require_traced(hats, "SnapLine").shape != self.values.shape:

@@ -7,12 +7,12 @@ import numpy as np
 
 from scenes.kit import theme
 from scenes.kit.painter import Painter
-from scenes.kit.picture import Data, Measure, Parts
+from scenes.kit.picture import Data, Measure, PaintedParts
 from scenes.kit.traced import Traced, format_number, require_traced
 from scenes.kit.typography import Style, width
 
 
-class StackedBar(Parts):
+class StackedBar(PaintedParts):
     """Parts from left to right, each as long as its amount; a number stands at its inner end where it has room.
 
     The box is the ground of `limit`.
@@ -74,10 +74,6 @@ class StackedBar(Parts):
         """Look at the bar and its mark from nearer or from farther away."""
         self.share = np.array(1 / float(limit))  # of the ground, for an amount of 1
         return self
-
-    def paint(self, which: int, role: str) -> Self:
-        """Give a part the color of a role."""
-        return self._set("color", which, theme.rgb(getattr(theme, role)))
 
     def show_mark(self, opacity: float = 1.0) -> Self:
         self.marked = np.array(float(opacity))

@@ -1,13 +1,13 @@
 """Tokens: a row of tiles, and the names beside the rows of a grid."""
 
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
 from scenes.kit import theme
 from scenes.kit.painter import Painter
-from scenes.kit.picture import Parts
+from scenes.kit.picture import PaintedParts, Parts
 from scenes.kit.tensor_grid import TensorGrid
 from scenes.kit.traced import TracedText
 from scenes.kit.typography import Style, width
@@ -24,7 +24,7 @@ def require_tokens(tokens: Sequence[Any], what: str) -> tuple[TracedText, ...]:
     return tuple(tokens)
 
 
-class TokenRow(Parts):
+class TokenRow(PaintedParts):
     """A sentence as tiles from left to right; `<bos>` is a dot.
 
     Args:
@@ -71,10 +71,6 @@ class TokenRow(Parts):
         )
         part.color = self.color[k : k + 1].copy()
         return part.move_to(self.tile_center(k))
-
-    def paint(self, which: Any, role: str) -> Self:
-        """Give tiles the color of a role."""
-        return self._set("color", which, np.array(theme.rgb(getattr(theme, role))))
 
     def draw(self, painter: Painter) -> None:
         for k, token in enumerate(self.tokens):

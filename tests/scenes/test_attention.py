@@ -1,5 +1,7 @@
 """What the attention video shows: real lengths that become scores, weights that add up, sums that are the model's."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 
@@ -11,13 +13,10 @@ from scenes.kit.label import Label, Readout
 from scenes.kit.number_line import NumberLine
 from scenes.kit.tensor_grid import TensorGrid
 from scenes.kit.traced import read_text, traced
-from tests.scenes.watching import pictures, watched
+from tests.scenes import watching
+from tests.scenes.watching import pictures
 
-
-def seen_in(unit, look, trace=None, **settings):
-    """Play one unit; returns the scene and what `look` found in the frames where it found something."""
-    scene, seen = watched(Attention, unit, look, trace, **settings)
-    return scene, [what for what in seen if what is not None]
+seen_in = partial(watching.seen_in, Attention)
 
 
 @pytest.fixture(scope="module")

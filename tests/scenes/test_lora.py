@@ -1,6 +1,7 @@
 """What the LoRA video shows: a column that paints a grid, points that A cannot tell apart, a change that merges."""
 
 import dataclasses
+from functools import partial
 
 import numpy as np
 import pytest
@@ -16,7 +17,8 @@ from scenes.kit.shapes import Frame
 from scenes.kit.tensor_grid import TensorGrid
 from scenes.lora import LoRA
 from tests.internals_math import made_adapters
-from tests.scenes.watching import pictures, watched
+from tests.scenes import watching
+from tests.scenes.watching import grids, pictures, sayings
 
 UNITS = [unit.name for unit in LoRA.chapter_units()]
 
@@ -26,18 +28,7 @@ def trace():
     return trace_store.get(LoRA.core)
 
 
-def grids(scene, field):
-    return [grid for grid in pictures(scene, TensorGrid, field) if grid.opacity > 0]
-
-
-def seen_in(unit, look, trace=None, **settings):
-    """Play one unit; returns the scene and what `look` found in the frames where it found something."""
-    scene, seen = watched(LoRA, unit, look, trace, **settings)
-    return scene, [what for what in seen if what is not None]
-
-
-def sayings(scene):
-    return [caption.text for caption in scene.captions]
+seen_in = partial(watching.seen_in, LoRA)
 
 
 # -- the change --------------------------------------------------------------------------------------------------------

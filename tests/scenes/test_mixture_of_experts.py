@@ -1,5 +1,7 @@
 """What the video of mixture of experts shows: scores, a shared bar, a bead on a line, loads, seats, and a bill."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -14,9 +16,11 @@ from scenes.kit.mixing_plane import MixingPlane
 from scenes.kit.number_line import NumberLine
 from scenes.kit.slot_map import SlotMap
 from scenes.kit.squares import Squares
+from scenes.kit.stacked_bar import StackedBar
 from scenes.kit.tensor_grid import TensorGrid
 from scenes.mixture_of_experts import MixtureOfExperts
-from tests.scenes.watching import pictures, watched
+from tests.scenes import watching
+from tests.scenes.watching import pictures, sayings
 
 UNITS = [unit.name for unit in MixtureOfExperts.chapter_units()]
 
@@ -26,14 +30,7 @@ def trace():
     return trace_store.get(MixtureOfExperts.core)
 
 
-def seen_in(unit, look, trace=None):
-    """Play one unit; returns the scene and what `look` found in the frames where it found something."""
-    scene, seen = watched(MixtureOfExperts, unit, look, trace)
-    return scene, [what for what in seen if what is not None]
-
-
-def sayings(scene):
-    return [caption.text for caption in scene.captions]
+seen_in = partial(watching.seen_in, MixtureOfExperts)
 
 
 def pictures_of(scene, kind):
@@ -81,10 +78,12 @@ def test_scores_become_probabilities_and_only_the_chosen_keep_a_weight(trace):
 
 def test_the_weights_of_the_chosen_fill_the_whole_bar_without_a_gap():
     scene, _ = seen_in("choosing", lambda scene: None)
-    first, second = bars(scene, "weights")
-    starts = [piece.to_scene(-piece.local_width / 2, 0)[0] for piece in (first, second)]
-    assert first.tip(0)[0] == pytest.approx(starts[1], abs=1e-5)
-    assert second.tip(0)[0] - starts[0] == pytest.approx(first.local_width, abs=1e-4)
+    (bar,) = (bar for bar in pictures_of(scene, StackedBar) if bar.opacity > 0)
+    left, right = (bar.to_scene(x, 0)[0] for x in (-bar.local_width / 2, bar.local_width / 2))
+    first, second = bar.amounts * bar.local_width
+    assert bar.end()[0] == pytest.approx(right, abs=1e-4)
+    assert bar.part_center(0)[0] == pytest.approx(left + first / 2, abs=1e-5)
+    assert bar.part_center(1)[0] == pytest.approx(left + first + second / 2, abs=1e-5)
 
 
 # -- the plane ---------------------------------------------------------------------------------------------------------
@@ -93,10 +92,10 @@ def test_the_weights_of_the_chosen_fill_the_whole_bar_without_a_gap():
 def mix_seen(scene):
     """Return the bead, and the lengths of the pieces of the shared bar as shares of the whole."""
     planes = [plane for plane in pictures_of(scene, MixingPlane) if plane.seen > 0]
-    pieces = bars(scene, "mix_gates", "weights", "weights_after")
-    if not planes or len(pieces) != 2:
+    shared = [bar for bar in pictures_of(scene, StackedBar) if bar.opacity > 0]
+    if not planes or not shared:
         return None
-    return planes[0].bead.copy(), [float(piece.amounts[0]) for piece in pieces], planes[0].places
+    return planes[0].bead.copy(), shared[0].amounts.tolist(), planes[0].places
 
 
 @pytest.mark.parametrize("unit", ["mixing", "who_learns"])

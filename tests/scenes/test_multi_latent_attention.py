@@ -7,19 +7,14 @@ from internals_math import trace_store
 from scenes.kit.bars import Bars
 from scenes.kit.label import Label
 from scenes.kit.shapes import Frame
-from scenes.kit.tensor_grid import TensorGrid
 from scenes.kit.vector_plane import VectorPlane
 from scenes.multi_latent_attention import MultiLatentAttention
-from tests.scenes.watching import pictures, watched
+from tests.scenes.watching import grids, pictures, watched
 
 
 @pytest.fixture(scope="module")
 def trace():
     return trace_store.get(MultiLatentAttention.core)
-
-
-def grids(scene, field):
-    return [grid for grid in pictures(scene, TensorGrid, field) if grid.opacity > 0]
 
 
 def shown_scores(scene):

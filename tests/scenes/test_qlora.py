@@ -1,6 +1,7 @@
 """What the QLoRA video shows: a block that is stretched and snapped, codes decoded for a moment, a frozen base."""
 
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -17,7 +18,8 @@ from scenes.kit.snap_line import LevelCounts, SnapLine
 from scenes.kit.stacked_bar import StackedBar
 from scenes.kit.tensor_grid import TensorGrid
 from scenes.qlora import QLoRA
-from tests.scenes.watching import pictures, watched
+from tests.scenes import watching
+from tests.scenes.watching import grids, pictures
 
 
 @pytest.fixture(scope="module")
@@ -25,14 +27,7 @@ def trace():
     return trace_store.get(QLoRA.core)
 
 
-def grids(scene, field):
-    return [grid for grid in pictures(scene, TensorGrid, field) if grid.opacity > 0]
-
-
-def seen_in(unit, look, trace=None, **settings):
-    """Play one unit; returns the scene and what `look` found in the frames where it found something."""
-    scene, seen = watched(QLoRA, unit, look, trace, **settings)
-    return scene, [what for what in seen if what is not None]
+seen_in = partial(watching.seen_in, QLoRA)
 
 
 def ended(unit, trace=None):

@@ -21,7 +21,7 @@ from scenes.kit.snap_line import LevelCounts, SnapLine
 from scenes.kit.tensor_grid import TensorGrid
 from scenes.kit.token_row import TokenRow
 from scenes.quantization import Quantization
-from tests.scenes.watching import pictures, watched
+from tests.scenes.watching import grids, pictures, sayings, watched
 
 
 @pytest.fixture(scope="module")
@@ -29,18 +29,10 @@ def trace():
     return trace_store.get(quantization)
 
 
-def grids(scene, field):
-    return [grid for grid in pictures(scene, TensorGrid, field) if grid.opacity > 0]
-
-
 @cache
 def ended(unit):
     """Return the scene after one unit has played."""
     return watched(Quantization, unit, frame_rate=4)[0]
-
-
-def captions(scene):
-    return [caption.text for caption in scene.captions]
 
 
 def test_the_video_has_the_seven_chapters_of_its_story():
@@ -318,16 +310,16 @@ def test_gptq_grows_below_the_outline_of_rounding_alone(trace):
 
 
 def test_it_says_that_weights_err_no_less_only_where_that_is_so(trace):
-    assert "The weights err no less, but their errors partly cancel." in captions(ended("cancel"))
+    assert "The weights err no less, but their errors partly cancel." in sayings(ended("cancel"))
     lucky = replace(trace, gptq_weight_mse=0.9 * trace.rtn_weight_mse)
-    assert "Their errors partly cancel." in captions(watched(Quantization, "cancel", trace=lucky, frame_rate=4)[0])
+    assert "Their errors partly cancel." in sayings(watched(Quantization, "cancel", trace=lucky, frame_rate=4)[0])
 
 
 def test_where_gptq_does_not_help_the_captions_say_so(trace):
-    said = captions(watched(Quantization, "cancel", trace=shown_with(trace, bits=5), frame_rate=4)[0])
+    said = sayings(watched(Quantization, "cancel", trace=shown_with(trace, bits=5), frame_rate=4)[0])
     assert "In this corner, GPTQ gains nothing." in said
     assert "Column after column, it repays what it can." in said
-    assert "Column after column, the output errs less." in captions(ended("cancel"))
+    assert "Column after column, the output errs less." in sayings(ended("cancel"))
 
 
 # -- the whole model ---------------------------------------------------------------------------------------------------
@@ -355,7 +347,7 @@ def test_words_that_the_float_model_does_not_write_are_red(trace):
 
 
 def test_captions_of_the_whole_model_say_what_was_measured(trace):
-    said = captions(ended("price"))
+    said = sayings(ended("price"))
     assert "Here groups of 8 lose: with their scales, 2 bits become 4." in said
     assert "At 4 bits: almost the same text. At 2: noise." in said
     better = trace.methods.loss.clone()
@@ -365,7 +357,7 @@ def test_captions_of_the_whole_model_say_what_was_measured(trace):
         trace, methods=replace(trace.methods, loss=better), sample_words=4 * trace.sample_words[start:end],
         sample_bounds=torch.arange(5) * (end - start),
     )  # fmt: skip
-    said = captions(watched(Quantization, "price", trace=faithful, frame_rate=4)[0])
+    said = sayings(watched(Quantization, "price", trace=faithful, frame_rate=4)[0])
     assert "Counted fairly: finer grids must pay for their scales." in said
     assert "At 4 bits: the same text. At 2: the same text." in said
 
@@ -407,7 +399,7 @@ def test_a_chart_is_wide_enough_for_scales_of_small_groups(trace):
 
 def test_where_no_channel_is_loud_enough_nothing_is_moved(trace):
     quiet = replace(trace, outlier_dims=trace.outlier_dims[:0], x_lane=trace.x_lane[:, :0])
-    said = captions(watched(Quantization, "loud_channel", trace=quiet, frame_rate=4)[0])
+    said = sayings(watched(Quantization, "loud_channel", trace=quiet, frame_rate=4)[0])
     assert "Here no channel is loud enough to be moved." in said
     assert "Multiply each lane by its weights, and add." not in said
 

@@ -1,5 +1,7 @@
 """What the RAG video shows: a memory that stays behind, arrows that find each other, answers that follow documents."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 
@@ -15,7 +17,8 @@ from scenes.kit.shapes import Frame
 from scenes.kit.token_row import TokenRow
 from scenes.kit.vector_plane import VectorPlane
 from scenes.rag import RAG
-from tests.scenes.watching import pictures, watched
+from tests.scenes import watching
+from tests.scenes.watching import pictures
 
 UNITS = [unit.name for unit in RAG.chapter_units()]
 
@@ -33,10 +36,7 @@ def planes(scene, field):
     return [plane for plane in pictures(scene, VectorPlane, field) if plane.opacity > 0]
 
 
-def seen_in(unit, look, trace=None, **settings):
-    """Play one unit; returns the scene and what `look` found in the frames where it found something."""
-    scene, seen = watched(RAG, unit, look, trace, **settings)
-    return scene, [what for what in seen if what is not None]
+seen_in = partial(watching.seen_in, RAG)
 
 
 def test_the_video_has_the_eight_chapters_of_its_story():
