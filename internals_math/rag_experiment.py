@@ -324,7 +324,8 @@ def training_fields(retriever: Retriever, config: Config) -> dict[str, Any]:
     probs = torch.softmax(scores, dim=-1)
     scale = TRAIN_TEMPERATURE * len(docs)
     gradient, _ = contrastive_gradients(questions, docs, temperature=TRAIN_TEMPERATURE)
-    pull, push = docs / scale, -gradient - docs / scale
+    pull = docs / scale
+    push = -gradient - pull
     final = retriever.docs[-1]
     return {
         "doc_vectors": final,

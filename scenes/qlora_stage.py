@@ -129,7 +129,7 @@ class LayerStage:
         scene.remove(product)
 
     def sweep(
-        self, scene: Scene, cursor: Frame, blocks: list[list[int]], *others: Any, run_time: float,
+        self, scene: Scene, cursor: Frame, blocks: list[list[int]], *, run_time: float,
         on_block: Callable[[int], None] | None = None, changes: tuple[Any, ...] = (),
     ) -> None:  # fmt: skip
         """Let the cursor go over blocks: each blooms while the cursor rests on it, and is codes again behind it."""
@@ -146,12 +146,6 @@ class LayerStage:
                 on_block(stop)
 
         stops = [self.rows_center(rows) for rows in blocks]
-        scene.play(
-            Visit(cursor, stops, on_rest=bloom, changes=[floats, *changes], rest=0.75), *others, run_time=run_time
-        )
+        scene.play(Visit(cursor, stops, on_rest=bloom, changes=[floats, *changes], rest=0.75), run_time=run_time)
         floats.hide()
         self.lens.hide()
-
-    def parts(self) -> list[Any]:
-        """Return all that is there before anything flows."""
-        return [self.x, self.codes, self.a, self.b, *self.rooms]

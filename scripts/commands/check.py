@@ -43,9 +43,9 @@ def check(topics: tuple[str, ...], quick: bool, settings: tuple[str, ...], jobs:
     from scripts.pipeline.checks import topic as checks
 
     findings = []
-    how = {"jobs": jobs or os.cpu_count() or 1, "pixels": not quick, "settings": settings}
     with user_errors():
-        for report in checks.check_topics(slugs, **how):
+        reports = checks.check_topics(slugs, jobs=jobs or os.cpu_count() or 1, pixels=not quick, settings=settings)
+        for report in reports:
             findings += report.findings
             if not as_json:
                 for found in report.findings:
