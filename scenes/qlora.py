@@ -242,7 +242,7 @@ class QLoRA(TopicScene):
             for text, color in (
                 (f"{trace.config.block_size:d} weights of one block", theme.WEIGHT),
                 ("… divided by the largest", theme.MAXIMUM),
-                (f"… rounded to the levels of {dict(BOOKS)[trace.config.code]}", theme.TEXT),
+                (f"… rounded to levels of {dict(BOOKS)[trace.config.code]}, each with a code", theme.TEXT),
             )
         ]
         error = Label("rounding error", color=theme.LOSS, **looks).move_to([6.3, y, 0], aligned_edge=RIGHT)
@@ -449,7 +449,7 @@ class QLoRA(TopicScene):
             self.say("Here, the scales are left as they were.")
 
     def decoded_scales(self, bars: Bars, title: Label, top: float, looks: dict[str, Any], place: Any) -> None:
-        """Decode the scales again, over outlines of what they were."""
+        """Decode the scales again."""
         trace = self.trace
         back = Bars(trace.absmax_dequantized, limit=top, number=None, **looks).move_to(place)
         words = Label("decoded again: nearly as before", color=theme.MAXIMUM, bold=True)

@@ -439,9 +439,9 @@ class RAG(TopicScene):
             return
         self.hold(1.2)
         self.say("Another document, another answer: it copies what it reads.")
-        gone = FadeOut(page.links, page.ring, sure, looked)
-        gone = [gone, FadeOut(page.names[0], page.names[2]), page.question.animate.hide(page.begun)]
-        self.play(*gone, page.document.animate.shift(14 * RIGHT), run_time=0.6)
+        gone = FadeOut(page.links, page.ring, sure, looked, page.names[0], page.names[2])
+        self.play(gone, page.question.animate.hide(page.begun), run_time=0.2)
+        self.play(page.document.animate.shift(14 * RIGHT), run_time=0.4)
         self.remove(page.document, page.question)
         other = Page(trace, last)
         self.add(other.question)

@@ -443,7 +443,7 @@ class SpeculativeDecoding(TopicScene):
         better, worse = (0, 1) if ends[0][1] > ends[1][1] else (1, 0)
         start = ends[0][0] + 0.2
         names[better].next_to([start, max(top, ends[better][1]), 0], UP, buff=0.2).align_to([start, 0, 0], LEFT)
-        names[worse].next_to([start, min(foot, ends[worse][1]), 0], DOWN, buff=0.2).align_to([start, 0, 0], LEFT)
+        names[worse].next_to([start, min(foot, ends[worse][1]), 0], DOWN, buff=0.12).align_to([start, 0, 0], LEFT)
         dream = Label("every guess kept", color=theme.MUTED).next_to(chart.point(perfect, 7), UP, buff=0.24)
         beside = chart.get_right()[0] + 1.3
         mean = Label("α: chance that\na guess is kept,\nmean over texts", color=theme.MUTED)
