@@ -755,6 +755,18 @@ def test_the_stacked_shares_rise_to_the_whole_memory_and_stop_when_all_is_done(t
     assert finished[3] > finished[0] == 0
 
 
+def test_the_lengths_of_the_large_simulation_have_the_published_means():
+    requests = experiment.large_requests(20_000, 0)
+    for lengths, mean in (
+        ([request.prompt_len for request in requests], experiment.MEAN_PROMPT),
+        ([request.output_len for request in requests], experiment.MEAN_OUTPUT),
+    ):
+        lengths = torch.tensor(lengths, dtype=torch.float64)
+        assert 0.96 * mean < float(lengths.mean()) < 1.01 * mean  # the longest are cut
+        median = mean * math.exp(-(experiment.SPREAD**2) / 2)  # of a log-normal, which the cut leaves
+        assert float(lengths.median()) == pytest.approx(median, rel=0.03)
+
+
 def test_the_large_server_is_the_papers(trace):
     assert trace.usage_names == ("tokens", "reserved", "never used", "free or lost")
     assert trace.slot_states == ("free", "token", "reserved", "never used", "rounding")
